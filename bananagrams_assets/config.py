@@ -1,0 +1,501 @@
+"""The profile: every setting of a build and of a training run, in one typed, validated model.
+
+A profile is read in layers, later ones winning: the defaults below, a YAML file (a bundled
+profile's name or a path), the environment, the command line. `load_profile` returns the model and,
+for every setting, the layer its value came from. A setting's unit is in its name (`_px`, `_s`) or in
+its description; its range is in its constraint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+PROFILES = Path(__file__).parent / "profiles"
+PROFILE_VARIABLE = "BANANAGRAMS_PROFILE"
+STORE_VARIABLE = "BANANAGRAMS_STORE"
+SET_VARIABLE = "BANANAGRAMS_SET"
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class ConfigError(ValueError):
+    """A profile that cannot be used; the message names each key, what is wrong and what is allowed."""
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, values are checked and cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    operational: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change how the work is done but never its result; digests leave them out."""
+
+    def digest(self) -> str:
+        """16 hex digits over every setting of this section that can change a result."""
+        content = self.model_dump(mode="json", exclude=set(self.operational))
+        return digest_of(content)
+
+
+def digest_of(content: Any) -> str:
+    """16 hex digits of SHA-256 over the canonical JSON of `content`."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class SampleSettings(Section):
+    """The embedded sample, used where a manifest is `sample:`."""
+
+    pairs: Count = Field(480, description="edited pairs to make")
+    side_px: int = Field(320, ge=128, le=2048, description="longest side of a made photograph")
+    strength: float = Field(
+        1.0, ge=0, le=2, description="how strongly the made editor re-synthesises the whole picture"
+    )
+    seed: Seed = Field(0, description="seed of every random choice")
+
+
+class SourceSettings(Section):
+    """Where records and pictures come from."""
+
+    manifests: tuple[str, ...] = Field(
+        ("https://ml-site.cdn-apple.com/datasets/pico-banana-300k/nb/jsonl/sft.jsonl",),
+        min_length=1,
+        description="paths or http(s) URLs of JSON-lines files; `sample:` is the embedded sample",
+    )
+    cdn_prefix: str = Field(
+        "https://ml-site.cdn-apple.com/datasets/pico-banana-300k/nb/",
+        pattern=r"^https?://.+/$",
+        description="what a record's output_image is appended to",
+    )
+    edit_types: tuple[str, ...] = Field((), description="edit types to include; empty: all of them")
+    max_samples: Count | None = Field(None, description="take at most this many records, spread evenly")
+    license: str = Field(
+        "edits CC BY-NC-ND 4.0 (research only, derivatives not redistributed); sources CC BY 2.0",
+        description="written into the metadata of every sample",
+    )
+    sample: SampleSettings = SampleSettings()
+
+
+class FetchSettings(Section):
+    """How pictures are fetched, and what is accepted."""
+
+    operational = frozenset({"concurrency", "attempts", "timeout_s", "backoff_s", "user_agent"})
+
+    concurrency: int = Field(16, ge=1, le=256, description="pictures in flight at once")
+    attempts: int = Field(4, ge=1, le=20, description="tries a picture")
+    timeout_s: Positive = Field(60.0, description="total time for one try, in seconds")
+    backoff_s: Positive = Field(1.0, description="wait before the second try; doubles with each, with jitter")
+    user_agent: str = Field(
+        "bananagrams/0.1 (dataset builder; research use)", min_length=1, description="how we name ourselves"
+    )
+    max_bytes: int = Field(64_000_000, ge=1024, description="largest accepted file, in bytes")
+    max_pixels: int = Field(100_000_000, ge=1024, description="largest accepted picture, in pixels")
+    largest_side_px: int | None = Field(
+        None, ge=64, description="fit stored pictures to this longest side; null: bytes as received"
+    )
+
+
+class SplitSettings(Section):
+    ratio: float = Field(ge=0, le=1, description="share of the source photographs")
+    shards: int = Field(ge=1, le=100_000, description="shards of this split")
+
+
+class SplitsSettings(Section):
+    """Share and shard count of each split. A source photograph decides its own split and shard."""
+
+    seed: Seed = Field(0, description="changes which photograph falls in which split")
+    train: SplitSettings = SplitSettings(ratio=0.9, shards=232)
+    dev: SplitSettings = SplitSettings(ratio=0.05, shards=13)
+    test: SplitSettings = SplitSettings(ratio=0.05, shards=13)
+
+    @model_validator(mode="after")
+    def _ratios_sum_to_one(self) -> SplitsSettings:
+        total = self.train.ratio + self.dev.ratio + self.test.ratio
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train.ratio + dev.ratio + test.ratio is {total:g}; they must sum to 1")
+        return self
+
+    def by_name(self) -> dict[str, SplitSettings]:
+        return {"train": self.train, "dev": self.dev, "test": self.test}
+
+
+class AlignSettings(Section):
+    """SIFT alignment of the edited picture onto its input."""
+
+    working_side_px: int = Field(512, ge=128, le=4096, description="longest side at which features are found")
+    features: int = Field(4000, ge=100, le=100_000, description="most SIFT features a picture")
+    ratio: float = Field(0.8, gt=0, lt=1, description="Lowe's ratio between best and second match")
+    ransac_px: Positive = Field(1.5, description="inlier distance, in px at the working size")
+    min_inliers: int = Field(12, ge=4, description="fewer inliers than this: rejected")
+    min_inlier_ratio: Fraction = Field(0.15, description="a smaller share of inliers than this: rejected")
+    min_overlap: Fraction = Field(0.3, description="a smaller known share of the input than this: rejected")
+    max_scale: float = Field(4.0, gt=1, description="largest scale, or its inverse, after resizing is undone")
+    max_anisotropy: float = Field(1.6, gt=1, description="largest ratio of the two axes' scales")
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd (a kernel has a centre)")
+    return value
+
+
+class MaskSettings(Section):
+    """The difference mask of an aligned pair."""
+
+    working_side_px: int | None = Field(
+        1024, ge=128, description="longest side at which the mask is made; null: the input's size"
+    )
+    blur_kernel_px: int = Field(3, ge=1, le=51, description="Gaussian blur before differencing, odd; 1: none")
+    threshold_low: Positive = Field(3.0, description="least colour difference (CIE Lab dE) of a mask pixel")
+    threshold_high: Positive = Field(10.0, description="least dE that starts a mask component")
+    noise_low: float = Field(4.5, ge=0, description="low threshold, in units of the pair's own noise")
+    noise_high: float = Field(11.0, ge=0, description="high threshold, in units of the pair's own noise")
+    open_px: int = Field(1, ge=1, le=51, description="opening kernel, odd; 1: none")
+    close_px: int = Field(7, ge=1, le=51, description="closing kernel, odd; 1: none")
+    smallest_component: Fraction = Field(
+        0.0006, description="drop components under this share of the picture"
+    )
+    border_px: int = Field(4, ge=0, le=256, description="width of the border of the overlap that is ignored")
+    global_area: Fraction = Field(0.85, description="a mask over this share of the overlap is a global edit")
+
+    _kernels_are_odd = field_validator("blur_kernel_px", "open_px", "close_px")(_odd)
+
+    @model_validator(mode="after")
+    def _low_under_high(self) -> MaskSettings:
+        if self.threshold_low > self.threshold_high or self.noise_low > self.noise_high:
+            raise ValueError(
+                "threshold_low and noise_low must not exceed threshold_high and noise_high (hysteresis)"
+            )
+        return self
+
+
+class ShardSettings(Section):
+    """What a dataset sample holds."""
+
+    jpeg_quality: int = Field(95, ge=1, le=100, description="of input.jpg where it must be encoded")
+    largest_side_px: int | None = Field(
+        None, ge=64, description="fit input.jpg to this longest side; null: the input's size"
+    )
+
+
+class OverlaySettings(Section):
+    """Contact sheets and pages to judge masks by eye."""
+
+    tile_px: int = Field(256, ge=64, le=1024, description="longest side of one picture on a sheet")
+    samples_per_sheet: int = Field(12, ge=1, le=100)
+    max_samples: int = Field(240, ge=1, description="samples drawn a shard, least confident first")
+    jpeg_quality: int = Field(85, ge=1, le=100)
+
+
+class FusionSettings(Section):
+    """Cross-attention from image features to text tokens."""
+
+    width: int = Field(256, ge=16, le=2048, description="channels of the fused features")
+    heads: int = Field(8, ge=1, le=64)
+    layers: int = Field(4, ge=1, le=24, description="cross-attention layers in all, spread over the strides")
+    strides: tuple[Literal[4, 8, 16, 32], ...] = Field((32, 16), min_length=1, description="where they stand")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> FusionSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if len(set(self.strides)) != len(self.strides):
+            raise ValueError("strides must be distinct")
+        if self.layers < len(self.strides):
+            raise ValueError(f"layers must be at least {len(self.strides)}: one for each of the strides")
+        return self
+
+
+class ModelSettings(Section):
+    """The network. Weights are `pretrained`, `none`, or the path of a local file."""
+
+    image_encoder: str = Field("resnet50", min_length=1, description="a torchvision ResNet, by name")
+    image_weights: str = Field("pretrained", min_length=1)
+    text_encoder: str = Field(
+        "ViT-B-32",
+        min_length=1,
+        description="an open_clip model, by name, or `tokens`: token embeddings alone",
+    )
+    text_weights: str = Field(
+        "openai", min_length=1, description="an open_clip pretrained tag, `none`, or the path of a local file"
+    )
+    text_width: int = Field(128, ge=8, le=4096, description="embedding width where text_encoder is `tokens`")
+    text_context: int = Field(77, ge=8, le=77, description="tokens read of an instruction")
+    freeze_text: bool = True
+    fusion: FusionSettings = FusionSettings()
+    decoder_channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
+        (256, 128, 64, 32), min_length=4, max_length=4, description="at strides 16, 8, 4 and 2"
+    )
+
+
+class AugmentSettings(Section):
+    """Random changes that keep photograph, mask and words consistent."""
+
+    flip: Fraction = Field(0.5, description="chance of a mirror image; left and right swap in the words")
+    crop: float = Field(0.2, ge=0, lt=1, description="largest share of a side that is cut away")
+    color: Fraction = Field(0.2, description="largest change of brightness, contrast and saturation")
+    blur: Fraction = Field(0.1, description="chance of a light blur")
+
+
+class TrainSettings(Section):
+    """One training run."""
+
+    operational = frozenset({"workers", "log_every_steps", "devices"})
+
+    side_px: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of a training picture")
+    batch_size: Count = Field(32, description="samples a step, over all devices")
+    epochs: Count = Field(10)
+    max_steps: Count | None = Field(None, description="stop after this many steps even if epochs remain")
+    learning_rate: Positive = Field(3e-4)
+    encoder_rate: float = Field(0.1, ge=0, le=1, description="learning rate of the encoders, as a factor")
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    weight_decay: float = Field(0.01, ge=0)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(500, ge=0)
+    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    bce_weight: float = Field(1.0, ge=0)
+    dice_weight: float = Field(1.0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    augment: AugmentSettings = AugmentSettings()
+    min_confidence: Fraction = Field(0.0, description="leave out masks less confident than this")
+    include_global: bool = Field(True, description="train on whole-picture edits too")
+    workers: int = Field(4, ge=0, le=64, description="loader processes a device; 0: in the training process")
+    devices: int | None = Field(
+        None, ge=1, description="devices to train on; null: every visible GPU, else the CPU"
+    )
+    log_every_steps: Count = Field(20)
+    evaluate_every_steps: Count = Field(500)
+    checkpoint_every_steps: Count = Field(500)
+    keep_checkpoints: Count = Field(3)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> TrainSettings:
+        if self.bce_weight + self.dice_weight == 0:
+            raise ValueError("bce_weight and dice_weight must not both be 0")
+        return self
+
+
+class MlflowSettings(Section):
+    """Names in MLflow."""
+
+    experiment: str = Field("bananagrams", min_length=1)
+    registered_model: str = Field("bananagrams-mask", min_length=1, pattern=r"^[^/:]+$")
+    ui_url: str = Field(
+        "http://127.0.0.1:5000",
+        pattern=r"^https?://",
+        description="where `mlflow ui` is read, for links to runs",
+    )
+
+
+class CheckSettings(Section):
+    """Limits of the asset checks."""
+
+    max_rejected: Fraction = Field(0.2, description="largest share of a shard's records that may be lost")
+    min_gain: float = Field(
+        0.02, ge=0, description="dev IoU the model must have over the best trivial baseline"
+    )
+
+
+class AutomationSettings(Section):
+    """Scheduled rebuilds."""
+
+    rebuild_cron: str = Field("0 3 * * *", description="when the schedule reads the sources again (UTC)")
+    sensor_interval_s: int = Field(300, ge=30, description="how often stale shards are looked for")
+
+
+class StoreSettings(Section):
+    url: str | None = Field(
+        None,
+        min_length=1,
+        description="a folder or s3://bucket/prefix; null: under DAGSTER_HOME or .bananagrams",
+    )
+
+
+class Profile(Section):
+    """Every setting of the project."""
+
+    store: StoreSettings = StoreSettings()
+    source: SourceSettings = SourceSettings()
+    fetch: FetchSettings = FetchSettings()
+    splits: SplitsSettings = SplitsSettings()
+    align: AlignSettings = AlignSettings()
+    mask: MaskSettings = MaskSettings()
+    shards: ShardSettings = ShardSettings()
+    overlays: OverlaySettings = OverlaySettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    mlflow: MlflowSettings = MlflowSettings()
+    checks: CheckSettings = CheckSettings()
+    automation: AutomationSettings = AutomationSettings()
+
+    def shard_keys(self, split: str | None = None) -> list[str]:
+        """Partition keys `<split>-<00000>`, of one split or of all, in order."""
+        return [
+            f"{name}-{index:05d}"
+            for name, settings in self.splits.by_name().items()
+            if split in (None, name)
+            for index in range(settings.shards)
+        ]
+
+
+@dataclass(frozen=True)
+class LoadedProfile:
+    """A profile and, for each setting's path, where its value came from."""
+
+    profile: Profile
+    name: str
+    sources: Mapping[str, str]
+
+
+def load_profile(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> LoadedProfile:
+    """Read a profile: defaults, then the file, then the environment, then `overrides`.
+
+    `name` is a bundled profile's name or a YAML file's path; without one BANANAGRAMS_PROFILE, else
+    `demo`. `overrides` maps a setting's path (`mask.blur_kernel_px`) to its value. Raises ConfigError.
+    """
+    name = name or os.environ.get(PROFILE_VARIABLE) or "demo"
+    path = _profile_path(name)
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    _merge(merged, sources, _read_yaml(path), str(path) if path.parent != PROFILES else f"profile {name}")
+    for key, value in _environment_settings():
+        _merge(merged, sources, _nested(key, value), f"environment {SET_VARIABLE}")
+    if store := os.environ.get(STORE_VARIABLE):
+        _merge(merged, sources, _nested("store.url", store), f"environment {STORE_VARIABLE}")
+    for key, value in (overrides or {}).items():
+        _merge(merged, sources, _nested(key, value), "command line")
+    return LoadedProfile(validate(merged, origin=name), path.stem, sources)
+
+
+def validate(content: Mapping[str, Any], origin: str = "profile") -> Profile:
+    """Check plain data and return the profile; raises ConfigError with every wrong key's path."""
+    try:
+        return Profile.model_validate(_tuples(content))
+    except ValidationError as error:
+        lines = [_explain(Profile, detail) for detail in error.errors()]
+        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each leaf of nested settings as (dotted path, value), in order."""
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, path + ".")
+        else:
+            yield path, value
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`mask.blur_kernel_px=5` → (path, value); the value is YAML. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{text!r}: expected KEY=VALUE, for example mask.blur_kernel_px=5")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key.strip()}: {value!r} is not YAML: {error}") from None
+
+
+def default_store(profile: Profile) -> str:
+    """The store's URL: the profile's, else `store` under DAGSTER_HOME, else `.bananagrams/store`."""
+    if profile.store.url:
+        return profile.store.url
+    home = os.environ.get("DAGSTER_HOME")
+    return str(Path(home).expanduser() / "store" if home else Path(".bananagrams/store").absolute())
+
+
+def _profile_path(name: str) -> Path:
+    bundled = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    if name in bundled:
+        return PROFILES / f"{name}.yaml"
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    raise ConfigError(
+        f"profile {name!r} does not exist: it is neither a bundled profile ({', '.join(bundled)}) nor a file"
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+    return content
+
+
+def _environment_settings() -> Iterator[tuple[str, Any]]:
+    for line in os.environ.get(SET_VARIABLE, "").splitlines():
+        if line.strip():
+            yield parse_setting(line)
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]
+
+
+def _merge(target: dict[str, Any], sources: dict[str, str], content: Mapping[str, Any], source: str) -> None:
+    for path, value in flatten(content):
+        sources[path] = source
+        *parents, leaf = path.split(".")
+        section = target
+        for parent in parents:
+            inner = section.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                inner = section[parent] = {}
+            section = inner
+        section[leaf] = value
+
+
+def _tuples(value: Any) -> Any:
+    """Lists to tuples: strict validation takes a list for a list alone, and frozen fields are tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _explain(model: type[BaseModel], detail: Any) -> str:
+    location: Sequence[str | int] = detail["loc"]
+    path = ".".join(str(part) for part in location) or "profile"
+    if detail["type"] == "extra_forbidden":
+        allowed = sorted(_section_at(model, location[:-1]).model_fields)
+        close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{path}: unknown key; {hint}allowed here: {', '.join(allowed)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{path}: {message}"
+    return f"{path}: {detail['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _section_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
+    for part in location:
+        annotation: Any = model.model_fields[str(part)].annotation
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+            annotation = next(arg for arg in typing.get_args(annotation) if isinstance(arg, type))
+        model = annotation
+    return model
