@@ -1,0 +1,469 @@
+"""The `bananagrams` command: thin commands over the same assets and functions that the UI uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .config import (
+    PROFILE_VARIABLE,
+    SET_VARIABLE,
+    STORE_VARIABLE,
+    LoadedProfile,
+    Profile,
+    default_store,
+    flatten,
+    load_profile,
+    parse_setting,
+)
+
+MODEL_ASSETS = ("mask_model", "champion")
+DATASET_ASSETS = (
+    "manifest", "image_pairs", "aligned_pairs", "edit_masks", "shards", "validation_overlays", "split_index",
+)  # fmt: skip
+
+
+class Commands(click.Group):
+    """Errors of our own are for people: one line and exit code 1, where others keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if type(error).__module__.startswith("bananagrams_assets"):
+                raise click.ClickException(" ".join(str(error).split())) from error
+            raise
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """From photo edits to edit masks, and a model that predicts them.
+
+    \b
+    Try it:            bananagrams demo
+    Your own pairs:    bananagrams build --manifest sft.jsonl --store dataset
+    One pair:          bananagrams mask before.jpg after.png --output mask.png --overlay overlay.jpg
+
+    Every command works on the same assets, store and Dagster instance as `dagster dev`. The profile
+    (--profile, or BANANAGRAMS_PROFILE) holds all settings; `bananagrams config show` prints them.
+    """
+
+
+def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--profile, --store and --set, as every command takes them that reads a profile."""
+    for option in (
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                     help="Change one setting, for example --set mask.blur_kernel_px=5; may be repeated."),
+        click.option("--store", metavar="DIR_OR_S3", help="Folder or s3://bucket/prefix that holds the files."),
+        click.option("--profile", metavar="NAME_OR_FILE", help="demo, pico-banana, or a YAML file."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def configure(
+    profile: str | None, store: str | None, settings: Sequence[str], more: dict[str, Any] | None = None
+) -> LoadedProfile:
+    """Check the choices of the command line and hand them on to every process of ours.
+
+    Asset definitions read their profile from the environment, in this process and in its children.
+    Raises ConfigError.
+    """
+    if profile:
+        file = Path(profile).expanduser()
+        os.environ[PROFILE_VARIABLE] = str(file.absolute()) if file.is_file() else profile
+    if store:
+        os.environ[STORE_VARIABLE] = store if "://" in store else str(Path(store).expanduser().absolute())
+    chosen = dict(parse_setting(text) for text in settings) | (more or {})
+    lines = [
+        os.environ.get(SET_VARIABLE, ""),
+        *(f"{key}={json.dumps(value)}" for key, value in chosen.items()),
+    ]
+    os.environ[SET_VARIABLE] = "\n".join(line for line in lines if line)
+    home = Path(os.environ.setdefault("DAGSTER_HOME", ".bananagrams")).expanduser().absolute()
+    os.environ["DAGSTER_HOME"] = str(home)
+    return load_profile()
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, plain lines elsewhere; call what is yielded with a line for each step done."""
+    if not sys.stderr.isatty():
+        yield lambda line: click.echo(line)
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=what, dynamic_ncols=True) as bar:
+
+        def report(line: str) -> None:
+            bar.write(line)
+            bar.update()
+
+        yield report
+
+
+def build_stale(profile: Profile, workers: int) -> int:
+    """Build every stale partition of the dataset; returns how many there were."""
+    from .data.stages import stale_partitions
+    from .data.store import open_store
+
+    store = open_store(default_store(profile))
+    stale = stale_partitions(store, profile, DATASET_ASSETS)
+    if not stale:
+        return 0
+    from .defs import local
+
+    local.prepare_home(Path(os.environ["DAGSTER_HOME"]))
+    with progress(1 + len(profile.shard_keys()) + 3, "partition") as report:
+        return local.build_dataset(store, workers, report)
+
+
+@main.command()
+@click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default=True,
+              help="Shards built at once.")  # fmt: skip
+@profile_options
+def demo(workers: int, profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
+    """The whole graph on the embedded sample, offline: dataset, pages, a trained and registered model.
+
+    Run it again and it finds everything up to date.
+    """
+    loaded = configure(profile or "demo", store, settings)
+    count = build_stale(loaded.profile, workers)
+    click.echo(f"dataset: {count} partitions built" if count else "dataset: everything is up to date")
+    if train_stale(loaded.profile, rebuild=False, resume=None):
+        click.echo("model: trained and registered")
+    else:
+        click.echo("model: everything is up to date")
+    show_results(loaded.profile)
+
+
+@main.command()
+@click.option("--manifest", "manifests", multiple=True, metavar="FILE_OR_URL",
+              help="JSON-lines file of records, local or http(s); may be repeated.")  # fmt: skip
+@click.option("--max-samples", type=click.IntRange(min=1), help="Take at most N records, spread evenly.")
+@click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default=True,
+              help="Shards built at once.")  # fmt: skip
+@click.option("--dev", is_flag=True, help="Also extract each shard into a folder beside it, to look into.")
+@profile_options
+def build(
+    manifests: tuple[str, ...], max_samples: int | None, workers: int, dev: bool,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Build the dataset: pictures, alignment, masks, shards, split indexes and pages to review.
+
+    Only what is missing or stale is built. Records may name local files (`local_input_image`, and
+    `output_image` relative to the manifest).
+
+    \b
+    bananagrams build --profile pico-banana --max-samples 500 --store pico-500 --dev
+    bananagrams build --manifest mine/sft.jsonl --store s3://bucket/prefix
+    """
+    more: dict[str, Any] = {}
+    if manifests:
+        more["source.manifests"] = [
+            name if "://" in name or name == "sample:" else str(Path(name).expanduser().absolute())
+            for name in manifests
+        ]
+    if max_samples:
+        more["source.max_samples"] = max_samples
+    loaded = configure(profile, store, settings, more)
+    count = build_stale(loaded.profile, workers)
+    click.echo(f"{count} partitions built" if count else "everything is up to date")
+    if dev:
+        extract_all(loaded.profile)
+    show_dataset(loaded.profile)
+
+
+@main.command()
+@click.option(
+    "--resume", metavar="CHECKPOINT", help="Go on from a checkpoint: its name in the store, or a path."
+)
+@click.option("--config", "config_file", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+              help="A profile file; the same as --profile.")  # fmt: skip
+@click.option("--rebuild", is_flag=True, help="Train even if nothing changed since the last training.")
+@profile_options
+def train(
+    resume: str | None, config_file: str | None, rebuild: bool,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Train the mask model on the built dataset, register it, and make it champion if it is better."""
+    loaded = configure(config_file or profile, store, settings)
+    if not train_stale(loaded.profile, rebuild, resume):
+        click.echo("everything is up to date; --rebuild trains all the same")
+    show_model(loaded.profile)
+
+
+def train_stale(profile: Profile, rebuild: bool, resume: str | None) -> bool:
+    """Train and promote if dataset, settings or code changed; whether there was anything to do."""
+    from .data.stages import stale_partitions
+    from .data.store import open_store
+
+    store = open_store(default_store(profile))
+    if not (rebuild or resume or stale_partitions(store, profile, MODEL_ASSETS)):
+        return False
+    from .defs import local
+
+    local.prepare_home(Path(os.environ["DAGSTER_HOME"]))
+    local.train_model(rebuild, resume)
+    return True
+
+
+@main.command()
+@click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
+@click.option("--model", "version", default="champion", show_default=True, help="Alias or version number.")
+@click.option("--output", type=click.Path(dir_okay=False), help="Write all metrics to this JSON file.")
+@profile_options
+def evaluate(
+    split: str, version: str, output: str | None,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Score a registered model on a split, beside the trivial baselines."""
+    loaded = configure(profile, store, settings)
+    from .data.store import open_store
+    from .learn import evaluate as evaluation
+    from .learn import registry
+
+    predictor = registry.load(tracking_uri(loaded.profile), loaded.profile, version)
+    metrics = evaluation.evaluate(predictor, open_store(default_store(loaded.profile)), loaded.profile, split)
+    for path, value in flatten(metrics):
+        click.echo(f"{path:40} {value:.4f}" if isinstance(value, float) else f"{path:40} {value}")
+    if output:
+        Path(output).write_text(json.dumps(metrics, indent=1, sort_keys=True), encoding="utf-8")
+
+
+@main.command()
+@click.argument("photo", type=click.Path(exists=True, dir_okay=False))
+@click.argument("instruction")
+@click.option(
+    "--output", required=True, type=click.Path(dir_okay=False), help="The mask, as PNG (255: will change)."
+)
+@click.option(
+    "--overlay", type=click.Path(dir_okay=False), help="The mask drawn over the photograph, as JPEG."
+)
+@click.option("--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+              help="Least probability of a mask pixel.")  # fmt: skip
+@click.option("--model", "version", default="champion", show_default=True, help="Alias or version number.")
+@profile_options
+def predict(
+    photo: str, instruction: str, output: str, overlay: str | None, threshold: float, version: str,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Which region of PHOTO will INSTRUCTION change?
+
+    \b
+    bananagrams predict cat.jpg "Write HELLO in the top left" --output mask.png --overlay overlay.jpg
+    """
+    loaded = configure(profile, store, settings)
+    picture = read_picture(photo, loaded.profile)
+    from .learn import predict as prediction
+    from .learn import registry
+    from .vision.images import encode_png_mask
+
+    predictor = registry.load(tracking_uri(loaded.profile), loaded.profile, version)
+    mask = prediction.predict(predictor, [picture], [instruction])[0] >= threshold
+    Path(output).write_bytes(encode_png_mask(mask, one_bit=False))
+    click.echo(f"{output}: {mask.mean():.1%} of the picture will change")
+    if overlay:
+        write_overlay(overlay, picture, mask)
+
+
+@main.command()
+@click.argument("before", type=click.Path(exists=True, dir_okay=False))
+@click.argument("after", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--output", required=True, type=click.Path(dir_okay=False), help="The mask, as PNG (255: edited)."
+)
+@click.option(
+    "--overlay", type=click.Path(dir_okay=False), help="The mask drawn over the photograph, as JPEG."
+)
+@profile_options
+def mask(
+    before: str, after: str, output: str, overlay: str | None,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Align AFTER with BEFORE and find what the edit changed."""
+    loaded = configure(profile, store, settings)
+    from .vision.align import align
+    from .vision.images import encode_png_mask
+    from .vision.mask import edit_mask
+
+    first, second = (read_picture(path, loaded.profile) for path in (before, after))
+    alignment = align(first, second, loaded.profile.align)
+    if not alignment.accepted:
+        raise click.ClickException(f"{after} cannot be aligned with {before}: {alignment.reason}")
+    found = edit_mask(first, second, alignment.homography, alignment.overlap, loaded.profile.mask, "")
+    Path(output).write_bytes(encode_png_mask(found.mask, one_bit=False))
+    click.echo(
+        f"{output}: {found.verdict} edit over {found.area:.1%} of the picture, confidence {found.confidence:.2f}; "
+        f"aligned by {alignment.method}, {alignment.inliers} inliers, {alignment.residual_px:.2f} px"
+    )
+    if overlay:
+        write_overlay(overlay, first, found.mask)
+
+
+@main.command()
+@click.argument("shards", nargs=-1, required=True, metavar="SHARD_OR_FOLDER...", type=click.Path(exists=True))
+@click.option("--output", required=True, type=click.Path(file_okay=False), help="Folder for the pages.")
+@profile_options
+def validate(
+    shards: tuple[str, ...], output: str, profile: str | None, store: str | None, settings: tuple[str, ...]
+) -> None:
+    """Draw the overlays of dataset shards (tar files) or extracted folders, to judge masks by eye."""
+    loaded = configure(profile, store, settings)
+    from .data.overlays import draw_overlays_of
+
+    for name in shards:
+        path = Path(name)
+        page = draw_overlays_of(path, Path(output) / path.stem, loaded.profile.overlays)
+        click.echo(f"{page}")
+
+
+@main.command()
+@click.option("--photos", type=click.Path(exists=True, file_okay=False),
+              help="Folder of photographs; without it, those that come with our dependencies.")  # fmt: skip
+@click.option("--count", type=click.IntRange(min=1), help="Pairs to make.")
+@click.option(
+    "--output", required=True, type=click.Path(file_okay=False), help="Folder for manifest and pictures."
+)
+@profile_options
+def sample(
+    photos: str | None, count: int | None, output: str,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Make before/after pairs with exact masks from photographs, as a manifest that `build` takes.
+
+    \b
+    bananagrams sample --photos holiday --count 200 --output pairs
+    bananagrams build --manifest pairs/sft.jsonl --store dataset
+    """
+    more = {"source.sample.pairs": count} if count else {}
+    loaded = configure(profile, store, settings, more)
+    from .sample.make import make_sample
+
+    summary = make_sample(
+        Path(output), loaded.profile.source.sample, Path(photos) if photos else None, click.echo
+    )
+    click.echo(f"{output}/sft.jsonl: {summary['pairs']} pairs; exact masks in {output}/masks")
+
+
+@main.group()
+def config() -> None:
+    """Settings."""
+
+
+@config.command("show")
+@profile_options
+def config_show(profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
+    """Print every effective setting, and where its value comes from."""
+    overrides = dict(parse_setting(text) for text in settings)
+    if store:
+        overrides["store.url"] = store
+    loaded = load_profile(profile, overrides)
+    click.echo(f"# profile {loaded.name}; store {default_store(loaded.profile)}")
+    rows = [
+        (f"{path}: {json.dumps(value)}", source_of(path, loaded))
+        for path, value in flatten(loaded.profile.model_dump(mode="json"))
+    ]
+    width = min(80, max(len(left) for left, _ in rows))
+    for left, source in rows:
+        click.echo(f"{left:{width}}  # {source}")
+
+
+def source_of(path: str, loaded: LoadedProfile) -> str:
+    """Where a setting's value came from; a whole section may have been given at once."""
+    while path:
+        if path in loaded.sources:
+            return loaded.sources[path]
+        path = path.rpartition(".")[0]
+    return "default"
+
+
+def tracking_uri(profile: Profile) -> str:
+    from .learn.launch import default_tracking_uri
+
+    return default_tracking_uri(default_store(profile))
+
+
+def read_picture(path: str, profile: Profile) -> Any:
+    """Decode a picture file; raises PictureError with the file's name."""
+    from .vision.images import PictureError, decode
+
+    try:
+        return decode(Path(path).read_bytes(), profile.fetch.max_pixels)
+    except PictureError as error:
+        raise PictureError(f"{path}: {error}") from None
+
+
+def write_overlay(path: str, picture: Any, found: Any) -> None:
+    from .vision.images import encode_jpeg
+    from .vision.overlay import outline
+
+    Path(path).write_bytes(encode_jpeg(outline(picture, found), 90))
+    click.echo(path)
+
+
+def extract_all(profile: Profile) -> None:
+    from .data import layout
+    from .data.extract import extract_shard
+    from .data.store import open_store
+
+    store = open_store(default_store(profile))
+    for shard in profile.shard_keys():
+        folder = Path(os.environ["DAGSTER_HOME"]) / "extracted" / shard
+        with store.local_path(layout.shard_tar(shard)) as tar:
+            count = extract_shard(tar, folder)
+        click.echo(f"{folder}: {count} samples")
+
+
+def show_results(profile: Profile) -> None:
+    show_dataset(profile)
+    show_model(profile)
+    home = os.environ["DAGSTER_HOME"]
+    click.echo(f"lineage  DAGSTER_HOME={home} dagster dev        → http://127.0.0.1:3000")
+    click.echo(f"runs     mlflow ui --backend-store-uri {tracking_uri(profile)}  → http://127.0.0.1:5000")
+
+
+def show_dataset(profile: Profile) -> None:
+    """Print where the dataset and its pages are, with the counts of each split."""
+    from .data import layout
+    from .data.stages import read_receipt
+    from .data.store import open_store
+
+    store = open_store(default_store(profile))
+    for split in profile.splits.by_name():
+        if receipt := read_receipt(store, "split_index", split):
+            click.echo(
+                f"dataset  {split:5}  {receipt.stats['samples']:7} samples  {store.describe(f'shards/{split}')}"
+            )
+    first = profile.shard_keys()[0]
+    click.echo(f"pages    {store.describe(layout.overlays_page(first))}")
+
+
+def show_model(profile: Profile) -> None:
+    """Print dev IoU beside the trivial baselines, the version and where it is registered."""
+    from .data.stages import WHOLE, read_receipt
+    from .data.store import open_store
+
+    store = open_store(default_store(profile))
+    if not (receipt := read_receipt(store, "mask_model", WHOLE)):
+        return
+    stats = receipt.stats
+    baselines = ", ".join(f"{name} mask {value:.3f}" for name, value in stats["baselines"].items())
+    click.echo(f"model    dev IoU {stats['dev_iou']:.3f}   trivial baselines: {baselines}")
+    name = profile.mlflow.registered_model
+    click.echo(f"model    models:/{name}/{stats['model_version']}  in {tracking_uri(profile)}")
+    if champion := read_receipt(store, "champion", WHOLE):
+        click.echo(f"champion {champion.stats['reason']}")
+
+
+if __name__ == "__main__":
+    main()

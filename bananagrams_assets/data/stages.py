@@ -1,0 +1,229 @@
+"""What each asset partition depends on, and whether it must be built again.
+
+A partition's **receipt** (`receipts/<asset>/<partition>.json`) is written after its files and says
+what they were made from: the stage's code version, the settings it read and the data version of
+every upstream partition. A partition is current while these are what they would be today and its
+files are there. A data version is a digest of the content, so a rebuild that gives the same content
+leaves everything downstream current.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import Profile, digest_of, flatten
+from . import layout
+from .product import FileInfo, Product, Say
+from .sources import fingerprint
+from .store import MissingObject, Store
+
+WHOLE = "whole"
+"""The partition name of an asset that has no partitions."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset: its code version, the settings that it reads, the assets that it reads."""
+
+    name: str
+    version: str
+    sections: tuple[str, ...]
+    upstream: tuple[str, ...] = ()
+    per: str = "shard"
+    """What a partition is: `shard`, `split`, or `whole`."""
+
+    def settings(self, profile: Profile) -> dict[str, Any]:
+        """Every setting that this stage reads and that can change its result, by dotted path."""
+        found: dict[str, Any] = {}
+        for path in self.sections:
+            section: Any = profile
+            for part in path.split("."):
+                section = getattr(section, part)
+            if hasattr(section, "operational"):
+                content = section.model_dump(mode="json", exclude=set(section.operational))
+                found.update({f"{path}.{key}": value for key, value in flatten(content)})
+            else:
+                found[path] = section
+        return found
+
+    def code_version(self, profile: Profile) -> str:
+        """Version of code and settings together, as Dagster shows it."""
+        return f"{self.version}-{digest_of(self.settings(profile))}" if self.sections else self.version
+
+
+_PAIR = ("manifest", "image_pairs", "aligned_pairs", "edit_masks")
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("manifest", "1", ("source", "splits"), per="whole"),
+        Stage("image_pairs", "1", ("fetch",), _PAIR[:1]),
+        Stage("aligned_pairs", "1", ("align", "fetch.max_pixels"), _PAIR[1:2]),
+        Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),
+        Stage("shards", "1", ("shards", "source.license"), _PAIR),
+        Stage("validation_overlays", "1", ("overlays",), _PAIR),
+        Stage("split_index", "1", ("source.license",), ("shards",), per="split"),
+        Stage("mask_model", "1", ("model", "train"), ("split_index",), per="whole"),
+        Stage("champion", "1", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
+    )
+}
+SHARD_STAGES = tuple(name for name, stage in STAGES.items() if stage.per == "shard")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one asset partition was made from, and what it holds."""
+
+    asset: str
+    partition: str
+    version: str
+    settings: Mapping[str, Any]
+    upstream: Mapping[str, str]
+    data_version: str
+    files: Mapping[str, FileInfo] = field(default_factory=dict)
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_receipt(store: Store, asset: str, partition: str) -> Receipt | None:
+    """The receipt of a partition; None if it was never finished."""
+    try:
+        content = json.loads(store.read(layout.receipt(asset, partition)))
+    except MissingObject:
+        return None
+    content["files"] = {name: FileInfo(**info) for name, info in content["files"].items()}
+    return Receipt(**content)
+
+
+def read_preview(store: Store, asset: str, partition: str) -> bytes | None:
+    """The small JPEG kept beside a receipt, if there is one."""
+    try:
+        return store.read(layout.receipt_preview(asset, partition))
+    except MissingObject:
+        return None
+
+
+def write_receipt(
+    store: Store, profile: Profile, asset: str, partition: str, product: Product, upstream: Mapping[str, str]
+) -> Receipt:
+    """Record that a partition is finished; call it after all its files are in the store."""
+    stage = STAGES[asset]
+    receipt = Receipt(
+        asset, partition, stage.version, stage.settings(profile), dict(upstream), product.version(),
+        dict(product.files), dict(product.stats),
+    )  # fmt: skip
+    if product.preview:
+        store.write(layout.receipt_preview(asset, partition), product.preview)
+    document = dict(vars(receipt), files={name: vars(info) for name, info in product.files.items()})
+    store.write(layout.receipt(asset, partition), json.dumps(document, sort_keys=True, indent=1).encode())
+    return receipt
+
+
+def partitions_of(profile: Profile, asset: str) -> list[str]:
+    """Partition names of an asset, in order."""
+    per = STAGES[asset].per
+    return {"shard": profile.shard_keys(), "split": list(profile.splits.by_name()), "whole": [WHOLE]}[per]
+
+
+def upstream_partitions(profile: Profile, asset: str, partition: str) -> Iterator[tuple[str, str]]:
+    """(asset, partition) that a partition reads. The manifest has a receipt for each shard too."""
+    for upstream in STAGES[asset].upstream:
+        per = STAGES[upstream].per
+        if upstream == "manifest" or per == STAGES[asset].per:
+            yield upstream, partition
+        elif per == "shard":
+            yield from ((upstream, shard) for shard in profile.shard_keys(partition))
+        else:
+            yield from ((upstream, name) for name in partitions_of(profile, upstream))
+
+
+def upstream_versions(store: Store, profile: Profile, asset: str, partition: str) -> dict[str, str]:
+    """Data version of everything that a partition reads; "" where it was never built.
+
+    For the manifest, whose inputs lie outside the store: a fingerprint of each source.
+    """
+    if asset == "manifest":
+        return {source: fingerprint(source) for source in profile.source.manifests}
+    versions = {}
+    for name, part in upstream_partitions(profile, asset, partition):
+        receipt = read_receipt(store, name, part)
+        versions[f"{name}/{part}"] = receipt.data_version if receipt else ""
+    return versions
+
+
+def why_stale(store: Store, profile: Profile, asset: str, partition: str) -> list[str]:
+    """Why a partition must be built (again), in words; empty if it is current."""
+    receipt = read_receipt(store, asset, partition)
+    if receipt is None:
+        return ["never built"]
+    stage = STAGES[asset]
+    reasons = []
+    if receipt.version != stage.version:
+        reasons.append(f"code version {receipt.version} → {stage.version}")
+    settings = json.loads(json.dumps(stage.settings(profile)))
+    for path in sorted(settings.keys() | receipt.settings.keys()):
+        before, now = receipt.settings.get(path), settings.get(path)
+        if before != now:
+            reasons.append(f"{path}: {before} → {now}")
+    versions = upstream_versions(store, profile, asset, partition)
+    for name in sorted(versions.keys() | receipt.upstream.keys()):
+        if versions.get(name) != receipt.upstream.get(name):
+            reasons.append(f"{name} changed")
+    reasons += [f"{store.describe(name)} is missing" for name in receipt.files if not store.exists(name)]
+    return reasons
+
+
+def stale_partitions(
+    store: Store, profile: Profile, assets: Sequence[str]
+) -> dict[tuple[str, str], list[str]]:
+    """Every partition of `assets` that must be built, with the reasons, upstream before downstream."""
+    stale: dict[tuple[str, str], list[str]] = {}
+    for asset in assets:
+        for partition in partitions_of(profile, asset):
+            if reasons := why_stale(store, profile, asset, partition):
+                stale[asset, partition] = reasons
+                continue
+            waiting = [
+                f"{name}/{part} is stale"
+                for name, part in upstream_partitions(profile, asset, partition)
+                if (name, part) in stale
+            ]
+            if waiting:
+                stale[asset, partition] = waiting
+    return stale
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished partition: its receipt, and why it was built; no reasons: it was up to date."""
+
+    receipt: Receipt
+    reasons: list[str]
+
+
+class UpstreamMissing(RuntimeError):
+    """A partition was asked for before what it reads was built."""
+
+
+def run_stage(
+    store: Store,
+    profile: Profile,
+    asset: str,
+    partition: str,
+    build: Callable[[Store, Profile, str, Say], Product],
+    say: Say,
+    rebuild: bool = False,
+) -> Outcome:
+    """Build one partition unless it is current. Raises UpstreamMissing, StoreError, OSError."""
+    upstream = upstream_versions(store, profile, asset, partition)
+    if missing := [name for name, version in upstream.items() if not version]:
+        raise UpstreamMissing(f"{asset}/{partition} reads {', '.join(missing)}: build that first")
+    reasons = ["rebuild asked for"] if rebuild else why_stale(store, profile, asset, partition)
+    receipt = read_receipt(store, asset, partition)
+    if receipt and not reasons:
+        say(f"{asset}/{partition} is up to date ({receipt.data_version})")
+        return Outcome(receipt, [])
+    say(f"{asset}/{partition}: {'; '.join(reasons)}")
+    product = build(store, profile, partition, say)
+    return Outcome(write_receipt(store, profile, asset, partition, product, upstream), reasons)

@@ -1,0 +1,65 @@
+"""What must hold of an asset before others may rely on it."""
+
+import dagster as dg
+
+from ..data import layout
+from ..data.stages import WHOLE, read_receipt
+from ..data.verify import photographs_in_two_splits, read_back
+from .dataset import manifest, shards
+from .model import mask_model
+from .partitions import PROFILE, shard_partitions
+from .resources import StoreResource
+
+
+@dg.asset_check(asset=manifest, blocking=True)
+def no_photograph_in_two_splits(store: StoreResource) -> dg.AssetCheckResult:
+    """Every record of one source photograph is in one split: nothing leaks from train to dev or test."""
+    leaks = photographs_in_two_splits(store.open(), PROFILE.shard_keys())
+    return dg.AssetCheckResult(
+        passed=not leaks,
+        description=f"{len(leaks)} source photographs are in more than one split",
+        metadata={"photographs": dict(list(leaks.items())[:20])},
+    )
+
+
+@dg.asset_check(asset=shards, partitions_def=shard_partitions, blocking=True)
+def samples_read_back(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """Every sample reads back through `webdataset` with its five parts, sizes agreeing."""
+    opened = store.open()
+    results = [read_back(opened, layout.shard_tar(shard)) for shard in context.partition_keys]
+    faults = [fault for result in results for fault in result.faults]
+    return dg.AssetCheckResult(
+        passed=not faults,
+        description=faults[0] if faults else "all samples read back whole",
+        metadata={"samples": sum(result.samples for result in results), "faults": faults[:20]},
+    )
+
+
+@dg.asset_check(asset=shards, partitions_def=shard_partitions)
+def few_rejected(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """The share of records that became no sample stays under `checks.max_rejected`."""
+    opened = store.open()
+    receipts = [read_receipt(opened, "shards", shard) for shard in context.partition_keys]
+    written = sum(receipt.stats["written"] for receipt in receipts if receipt)
+    dropped = sum(receipt.stats["dropped"] for receipt in receipts if receipt)
+    share = dropped / max(1, written + dropped)
+    return dg.AssetCheckResult(
+        passed=share <= PROFILE.checks.max_rejected,
+        description=f"{dropped} of {written + dropped} records became no sample",
+        metadata={"share": share, "limit": PROFILE.checks.max_rejected},
+    )
+
+
+@dg.asset_check(asset=mask_model, blocking=True)
+def beats_trivial_baselines(store: StoreResource) -> dg.AssetCheckResult:
+    """Dev IoU is over the best of the empty, the full and the mean mask by `checks.min_gain`."""
+    receipt = read_receipt(store.open(), "mask_model", WHOLE)
+    if receipt is None:
+        return dg.AssetCheckResult(passed=False, description="no model has been trained yet")
+    model, baselines = receipt.stats["dev_iou"], receipt.stats["baselines"]
+    name, best = max(baselines.items(), key=lambda item: item[1])
+    return dg.AssetCheckResult(
+        passed=model >= best + PROFILE.checks.min_gain,
+        description=f"dev IoU {model:.3f}; best trivial baseline ({name}) {best:.3f}",
+        metadata={"dev_iou": model, **{f"{key}_mask_iou": value for key, value in baselines.items()}},
+    )

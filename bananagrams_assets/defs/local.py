@@ -1,0 +1,142 @@
+"""Materialize on this machine what `dagster dev` would: the same assets, jobs and instance."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import dagster as dg
+
+from ..data.stages import SHARD_STAGES, WHOLE, stale_partitions, why_stale
+from ..data.store import Store
+from .partitions import PROFILE
+
+Report = Callable[[str], None]
+
+_INSTANCE_SETTINGS = """\
+# Written on first use; yours to change. See https://docs.dagster.io/deployment/oss/dagster-yaml
+telemetry:
+  enabled: false
+concurrency:
+  pools:
+    granularity: op
+    default_limit: 4
+  runs:
+    max_concurrent_runs: {runs}
+"""
+
+
+class RunFailed(RuntimeError):
+    """A run ended in failure; the message is its cause."""
+
+
+def prepare_home(home: Path) -> None:
+    """Make DAGSTER_HOME a folder with instance settings, if it is not one yet. Raises RunFailed."""
+    settings = home / "dagster.yaml"
+    if settings.exists():
+        return
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        settings.write_text(_INSTANCE_SETTINGS.format(runs=max(2, os.cpu_count() or 2)), encoding="utf-8")
+    except OSError as error:
+        raise RunFailed(f"DAGSTER_HOME {home} cannot be written: {error.strerror or error}") from None
+
+
+def run_job(
+    name: str, partition: str | None = None, rebuild: dict[str, dict[str, object]] | None = None
+) -> str:
+    """Execute one job in this process, recorded on the instance of DAGSTER_HOME.
+
+    `rebuild` is run configuration by asset. Returns the run's id. Raises RunFailed with the first cause.
+    """
+    from ..definitions import defs
+
+    with dg.DagsterInstance.get() as instance:
+        result = defs.resolve_job_def(name).execute_in_process(
+            instance=instance,
+            partition_key=partition,
+            raise_on_error=False,
+            run_config={
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                "ops": {asset: {"config": config} for asset, config in (rebuild or {}).items()},
+            },
+        )
+    if not result.success:
+        where = f"{name} {partition}" if partition else name
+        raise RunFailed(f"{where}: {next(_causes(result), 'failed; see the run in the Dagster UI')}")
+    return result.run_id
+
+
+def build_dataset(store: Store, workers: int, report: Report) -> int:
+    """Materialize every stale partition from the manifest to the split indexes; returns how many.
+
+    Shards are built by `workers` processes, a run each. Raises RunFailed once all have ended.
+    """
+    done = 0
+    if reasons := why_stale(store, PROFILE, "manifest", WHOLE):
+        report(f"manifest: {'; '.join(reasons)}")
+        run_job("refresh_manifest")
+        done += 1
+    stale = stale_partitions(store, PROFILE, SHARD_STAGES)
+    shards = sorted({shard for _, shard in stale}, key=PROFILE.shard_keys().index)
+    failures = []
+    for number, (shard, failure) in enumerate(_each_shard(shards, workers), start=1):
+        parts = [asset for asset, partition in stale if partition == shard]
+        report(f"[{number}/{len(shards)}] {shard}: {failure or ', '.join(parts)}")
+        done += len(parts)
+        if failure:
+            failures.append(failure)
+    if failures:
+        raise RunFailed(f"{len(failures)} of {len(shards)} shards failed; the first: {failures[0]}")
+    for split in PROFILE.splits.by_name():
+        if why_stale(store, PROFILE, "split_index", split):
+            run_job("index_split", split)
+            report(f"split_index: {split}")
+            done += 1
+    return done
+
+
+def train_model(rebuild: bool = False, resume: str | None = None) -> None:
+    """Materialize the model and the champion. Raises RunFailed."""
+    train: dict[str, object] = {"rebuild": rebuild}
+    if resume:
+        train["resume"] = resume
+    run_job("train_model", rebuild={"mask_model": train})
+
+
+def _each_shard(shards: list[str], workers: int) -> Iterator[tuple[str, str | None]]:
+    """(shard, failure or None) as shards finish."""
+    if not shards:
+        return
+    # A spawned worker shares no threads, locks or SQLite connections with this process.
+    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_build_shard, shard): shard for shard in shards}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _build_shard(shard: str) -> str | None:
+    try:
+        run_job("build_shard", shard)
+    except RunFailed as failure:
+        return str(failure)
+    return None
+
+
+def _causes(result: dg.ExecuteInProcessResult) -> Iterator[str]:
+    for event in result.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            data = event.step_failure_data.user_failure_data
+            if data and data.description:
+                yield data.description
+                continue
+            while error and error.cause:
+                error = error.cause
+            if error:
+                yield error.message.strip()

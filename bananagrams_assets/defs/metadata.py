@@ -1,0 +1,43 @@
+"""A receipt as the metadata that a person reads in the UI."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from ..data.stages import Outcome, read_preview
+from ..data.store import Store
+
+
+def describe(store: Store, outcome: Outcome) -> dict[str, Any]:
+    """Metadata of one finished partition: why it was built, its figures, its files, a picture."""
+    receipt = outcome.receipt
+    metadata: dict[str, Any] = {
+        "built_because": "; ".join(outcome.reasons[:5]) or "up to date, nothing to do",
+        **{name: figure(value) for name, value in receipt.stats.items()},
+    }
+    files = [
+        (name, info) for name, info in receipt.files.items() if name.endswith((".tar", ".parquet", ".html"))
+    ]
+    for name, info in files[:4]:
+        metadata[name.rsplit(".", 1)[-1]] = dg.MetadataValue.path(store.describe(name))
+        metadata[f"{name.rsplit('.', 1)[-1]}_bytes"] = info.bytes
+    if preview := read_preview(store, receipt.asset, receipt.partition):
+        picture = base64.b64encode(preview).decode()
+        metadata["preview"] = dg.MetadataValue.md(f"![preview](data:image/jpeg;base64,{picture})")
+    return metadata
+
+
+def figure(value: Any) -> Any:
+    """A number as it is; counts by name as a table; anything else as JSON."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping) and value and all(isinstance(n, (int, float)) for n in value.values()):
+        largest = max(map(abs, value.values())) or 1
+        rows = [
+            f"| {name} | {count:g} | {'█' * round(20 * abs(count) / largest)} |"
+            for name, count in value.items()
+        ]
+        return dg.MetadataValue.md("\n".join(["| | | |", "|---|--:|---|", *rows]))
+    return dg.MetadataValue.json(value)
