@@ -63,7 +63,7 @@ def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                      help="Change one setting, for example --set mask.blur_kernel_px=5; may be repeated."),
-        click.option("--store", metavar="DIR_OR_S3", help="Folder or s3://bucket/prefix that holds the files."),
+        click.option("--store", metavar="DIR_OR_S3", help="Folder or s3://bucket/prefix for all files."),
         click.option("--profile", metavar="NAME_OR_FILE", help="demo, pico-banana, or a YAML file."),
     ):  # fmt: skip
         command = option(command)
@@ -302,9 +302,10 @@ def mask(
         raise click.ClickException(f"{after} cannot be aligned with {before}: {alignment.reason}")
     found = edit_mask(first, second, alignment.homography, alignment.overlap, loaded.profile.mask, "")
     Path(output).write_bytes(encode_png_mask(found.mask, one_bit=False))
+    click.echo(f"{output}: {found.verdict} edit over {found.area:.1%} of the picture")
     click.echo(
-        f"{output}: {found.verdict} edit over {found.area:.1%} of the picture, confidence {found.confidence:.2f}; "
-        f"aligned by {alignment.method}, {alignment.inliers} inliers, {alignment.residual_px:.2f} px"
+        f"confidence {found.confidence:.2f}; aligned by {alignment.method} with {alignment.inliers} inliers, "
+        f"{alignment.residual_px:.2f} px off"
     )
     if overlay:
         write_overlay(overlay, first, found.mask)
@@ -441,9 +442,8 @@ def show_dataset(profile: Profile) -> None:
     store = open_store(default_store(profile))
     for split in profile.splits.by_name():
         if receipt := read_receipt(store, "split_index", split):
-            click.echo(
-                f"dataset  {split:5}  {receipt.stats['samples']:7} samples  {store.describe(f'shards/{split}')}"
-            )
+            where = store.describe(f"shards/{split}")
+            click.echo(f"dataset  {split:5}  {receipt.stats['samples']:7} samples  {where}")
     first = profile.shard_keys()[0]
     click.echo(f"pages    {store.describe(layout.overlays_page(first))}")
 

@@ -42,7 +42,7 @@ nightly_refresh = dg.ScheduleDefinition(
 def stale_partitions(
     context: dg.SensorEvaluationContext, store: StoreResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run a stale partition; the run key holds what it would be built from, so none is asked for twice."""
+    """One run a stale partition; its run key says what it is built from, so none is asked for twice."""
     opened = store.open()
     if read_receipt(opened, "manifest", WHOLE) is None:
         yield dg.SkipReason("the manifest was never materialized")

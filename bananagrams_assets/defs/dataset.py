@@ -113,7 +113,7 @@ def aligned_pairs(
 
 
 @dg.asset(
-    deps=[image_pairs, aligned_pairs],
+    deps=[manifest, image_pairs, aligned_pairs],
     partitions_def=shard_partitions,
     group_name="dataset",
     kinds={"opencv", "parquet"},

@@ -1,0 +1,25 @@
+"""Every test has its own store, instance and registry, and sees none of the person's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+OURS = ("BANANAGRAMS_PROFILE", "BANANAGRAMS_STORE", "BANANAGRAMS_SET", "BANANAGRAMS_ALLOW_HOSTS",
+        "MLFLOW_TRACKING_URI", "DAGSTER_HOME", "AWS_ENDPOINT_URL")  # fmt: skip
+
+# The code location reads its profile when it is imported, before any fixture runs.
+for variable in OURS:
+    os.environ.pop(variable, None)
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """DAGSTER_HOME, and with it store and registry, under the test's own folder."""
+    home = tmp_path / "home"
+    for variable in OURS:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    return home
