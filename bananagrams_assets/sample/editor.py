@@ -1,0 +1,90 @@
+"""What a generative editor does to a whole picture beside the edit that it was asked for.
+
+Such an editor returns another size, slightly shifted content, other tones and re-synthesised texture
+everywhere (an input of 1024 by 858 px comes back as 1152 by 896). `reencode` imitates that with classical
+filters and returns the exact geometry, so that masks and alignment can be judged against the truth.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from bananagrams_assets.sample.draw import noise, to_bytes
+from bananagrams_assets.sample.photos import RGB
+
+Rng = np.random.Generator
+Homography = npt.NDArray[np.float64]
+
+SIDE_STEP_PX = 8
+"""Sides of generated pictures are multiples of this."""
+
+
+def reencode(picture: RGB, strength: float, rng: Rng) -> tuple[RGB, Homography]:
+    """The picture as a generative editor hands it back, and its geometry.
+
+    `strength` 0 changes geometry and size only, 1 is a usual re-synthesis, 2 a heavy one. The homography,
+    float64 (3, 3) with H[2,2] = 1, maps pixels of the result to pixels of `picture`.
+    """
+    height, width = picture.shape[:2]
+    scale = rng.uniform(0.87, 1.15)
+    stretch = 1 + rng.uniform(-0.03, 0.03)
+    size = (_step(width * scale * stretch), _step(height * scale / stretch))
+    homography = _geometry((width, height), size, rng)
+    result = cv2.warpPerspective(
+        picture,
+        homography,
+        size,
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
+    if strength > 0:
+        return _resynthesise(result.astype(np.float32), strength, rng), homography
+    return result.astype(np.uint8), homography
+
+
+def _step(side: float) -> int:
+    return max(round(side / SIDE_STEP_PX), 1) * SIDE_STEP_PX
+
+
+def _geometry(source: tuple[int, int], target: tuple[int, int], rng: Rng) -> Homography:
+    """Target → source pixels: resizing, then zoom, shift, rotation and perspective about the centre."""
+    resize = np.diag([source[0] / target[0], source[1] / target[1], 1.0])
+    # Pixel centres stand at integers, so edges map onto edges only with this half-pixel correction.
+    resize[:2, 2] = (np.diag(resize)[:2] - 1) / 2
+    center = np.array([(source[0] - 1) / 2, (source[1] - 1) / 2])
+    angle = np.deg2rad(rng.uniform(-1, 1))
+    zoom = rng.uniform(0.95, 1.01)
+    side = max(source)
+    turn = np.eye(3)
+    turn[:2, :2] = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turn[:2, 2] = rng.uniform(-0.015, 0.015, 2) * side
+    turn[2, :2] = rng.uniform(-0.02, 0.02, 2) / side
+    to_center, back = np.eye(3), np.eye(3)
+    to_center[:2, 2], back[:2, 2] = -center, center
+    product = back @ turn @ to_center @ resize
+    homography: Homography = product / product[2, 2]
+    return homography
+
+
+def _resynthesise(picture: npt.NDArray[np.float32], strength: float, rng: Rng) -> RGB:
+    shape = (picture.shape[0], picture.shape[1])
+    base = cv2.bilateralFilter(picture, 5, 12 + 14 * strength, 1.5 + strength)
+    detail = picture - base
+    energy = cv2.GaussianBlur(np.abs(detail).mean(axis=2), (0, 0), 2.5)[..., None]
+    invented = noise(shape, rng, max(shape) / 2.2, 1)[..., None] * energy * 0.55 * strength
+    kept = 1 - 0.22 * strength
+    smooth = cv2.GaussianBlur(base, (0, 0), 1.2)
+    sharpened = base + rng.uniform(0.2, 0.5) * strength * (base - smooth)
+    result = sharpened + kept * detail + invented
+
+    result = 255 * np.power(np.clip(result, 0, 255) / 255, 1 + rng.uniform(-0.07, 0.07) * strength)
+    gray = result.mean(axis=2, keepdims=True)
+    result = gray + (result - gray) * (1 + rng.uniform(-0.08, 0.12) * strength)
+    result = result * (1 + rng.uniform(-0.025, 0.025, 3) * strength) + rng.uniform(-3.5, 3.5, 3) * strength
+    field = np.dstack([noise(shape, rng, 3, 1)] * 3) + 0.4 * np.dstack(
+        [noise(shape, rng, 3, 1) for _ in range(3)]
+    )
+    result = result + 1.6 * strength * field + rng.standard_normal(picture.shape) * 0.9 * strength
+    return to_bytes(result)

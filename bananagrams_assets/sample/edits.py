@@ -1,0 +1,517 @@
+"""Edits of a photograph with the exact mask of what visibly changes, before any re-encoding.
+
+`make_edit` is a pure function of its arguments. Outside the mask the two pictures are identical; inside
+it the change can be seen: an edit that would leave too little visible change is refused with `Invisible`,
+and the caller draws again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from bananagrams_assets.sample import draw, filters, words
+from bananagrams_assets.sample.photos import RGB
+
+Mask = npt.NDArray[np.bool_]
+Rng = np.random.Generator
+
+VISIBLE_DE = 4.0
+"""CIE Lab dE of a visible change: not quite twice the just noticeable 2.3 of Mahy et al., 1994."""
+LEAST_VISIBLE = 0.8
+LEAST_AREA = 0.008
+
+
+class Invisible(ValueError):
+    """An edit that changes too little to be seen; draw it again with other choices."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A pair before re-encoding: uint8 RGB `before` and `after`, bool `mask` (H, W), words."""
+
+    family: str
+    before: RGB
+    after: RGB
+    mask: Mask
+    text: str
+    summary: str
+    is_global: bool
+
+    @property
+    def edit_type(self) -> str:
+        """The manifest's name of this kind of edit."""
+        return words.FAMILIES[self.family][0]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object to draw, its place by name and its side as a share of the picture's shorter side."""
+
+    kind: str
+    color: str
+    place: str
+    share: float
+    seed: int
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.kind}"
+
+    def box(self, shape: tuple[int, int]) -> tuple[int, int, int]:
+        """Left, top and side in px in a picture of `shape` (H, W), moved inside where it would stick out."""
+        height, width = shape
+        side = round(self.share * min(shape))
+        column, row = words.PLACES[self.place]
+        x = round((words.COLUMNS[column] + self.shift[0]) * width - side / 2)
+        y = round((words.ROWS[row] + self.shift[1]) * height - side / 2)
+        return min(max(x, 1), width - side - 1), min(max(y, 1), height - side - 1), side
+
+
+def make_edit(family: str, tile: RGB, rng: Rng) -> Edit:
+    """One edit of `family` (a key of FAMILIES) on `tile`; raises Invisible where it could not be seen."""
+    return _MAKERS[family](family, tile, rng)
+
+
+def visible_change(before: RGB, after: RGB) -> Mask:
+    """Where two registered pictures differ by over VISIBLE_DE after light smoothing, specks dropped."""
+    lab = [
+        cv2.cvtColor(cv2.GaussianBlur(picture, (3, 3), 0.7).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        for picture in (before, after)
+    ]
+    distance = np.sqrt(np.sum((lab[0] - lab[1]) ** 2, axis=2))
+    mask = (distance > VISIBLE_DE) & np.any(before != after, axis=2)
+    smallest = max(round(mask.size * 1e-4), 4)
+    return _without_specks(~_without_specks(~mask, smallest * 4), smallest)
+
+
+def _without_specks(mask: Mask, smallest: int) -> Mask:
+    """`mask` without its components under `smallest` px (4-connected, so that thin gaps stay open)."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    keep = np.array([False] + [stats[index, cv2.CC_STAT_AREA] >= smallest for index in range(1, count)])
+    kept: Mask = keep[labels]
+    return kept
+
+
+def _finish(
+    family: str,
+    before: RGB,
+    after: RGB,
+    expected: Mask,
+    rng: Rng,
+    background: RGB | None = None,
+    **names: str,
+) -> Edit:
+    """Reduce the pair to its visible change and word it; `expected` is what should have changed.
+
+    Pixels that do not change visibly are put back in the picture that the object was drawn into: `before`
+    where `background` (the clean photograph) is `after`, else `after`.
+    """
+    mask = visible_change(before, after)
+    shown = float(mask[expected].mean())
+    if shown < LEAST_VISIBLE or np.count_nonzero(mask) < LEAST_AREA * mask.size:
+        raise Invisible(f"{family}: {shown:.0%} of the change can be seen")
+    text, summary = words.phrase(family, rng, **names)
+    if background is not None:
+        before = np.where(mask[..., None], before, after)
+    else:
+        after = np.where(mask[..., None], after, before)
+    return Edit(family, before, after, mask, text, summary, is_global=False)
+
+
+def _pick(rng: Rng, options: Iterable[str], *but: str) -> str:
+    left = [option for option in options if option not in but]
+    return left[int(rng.integers(len(left)))]
+
+
+def _thing(rng: Rng, place: str | None = None, low: float = 0.32, high: float = 0.44) -> Thing:
+    return Thing(
+        kind=_pick(rng, draw.KINDS),
+        color=_pick(rng, draw.COLORS),
+        place=place or _pick(rng, words.PLACES),
+        share=float(rng.uniform(low, high)),
+        seed=int(rng.integers(2**31)),
+        shift=(float(rng.uniform(-0.03, 0.03)), float(rng.uniform(-0.03, 0.03))),
+    )
+
+
+def _render(picture: RGB, things: list[Thing]) -> RGB:
+    for thing in things:
+        x, y, side = thing.box(_size(picture))
+        picture = draw.paste(picture, draw.draw_thing(thing.kind, thing.color, side, thing.seed), x, y)
+    return picture
+
+
+def _coverage(things: list[Thing], shape: tuple[int, int]) -> Mask:
+    covered = np.zeros(shape, bool)
+    for thing in things:
+        x, y, side = thing.box(shape)
+        alpha = draw.draw_thing(thing.kind, thing.color, side, thing.seed)[..., 3]
+        covered[y : y + side, x : x + side] |= alpha > 0.5
+    return covered
+
+
+def _size(picture: RGB) -> tuple[int, int]:
+    return int(picture.shape[0]), int(picture.shape[1])
+
+
+def _apart(one: Thing, other: Thing, shape: tuple[int, int]) -> bool:
+    (x, y, side), (u, v, size) = one.box(shape), other.box(shape)
+    return x + side <= u or u + size <= x or y + side <= v or v + size <= y
+
+
+def _others(rng: Rng, things: list[Thing], shape: tuple[int, int]) -> list[Thing]:
+    """Up to two more objects beside the first of `things`, often of its kind or of its colour."""
+    found: list[Thing] = []
+    for _ in range(int(rng.choice([0, 1, 1, 2]))):
+        other = _thing(rng)
+        likeness = rng.random()
+        if likeness < 0.3:
+            other = replace(other, kind=things[0].kind, color=_pick(rng, draw.COLORS, things[0].color))
+        elif likeness < 0.5:
+            other = replace(other, color=things[0].color, kind=_pick(rng, draw.KINDS, things[0].kind))
+        if all(_apart(other, thing, shape) for thing in things + found):
+            found.append(other)
+    return found
+
+
+def _the(thing: Thing, others: list[Thing], rng: Rng) -> str:
+    """How an instruction names an object: by place too where its colour and kind alone are not unique."""
+    alone = all(other.name != thing.name for other in others)
+    if alone and rng.random() < 0.4:
+        return f"the {thing.name}"
+    return f"the {thing.name} {words.IN_PLACE[thing.place]}"
+
+
+def _add(family: str, tile: RGB, rng: Rng) -> Edit:
+    thing = _thing(rng)
+    before = _render(tile, _others(rng, [thing], _size(tile)))
+    return _finish(
+        family,
+        before,
+        _render(before, [thing]),
+        _coverage([thing], _size(tile)),
+        rng,
+        a_thing=words.a(thing.name),
+        thing=thing.name,
+        in_place=words.IN_PLACE[thing.place],
+    )
+
+
+def _remove(family: str, tile: RGB, rng: Rng) -> Edit:
+    thing = _thing(rng)
+    others = _others(rng, [thing], _size(tile))
+    after = _render(tile, others)
+    return _finish(
+        family,
+        _render(after, [thing]),
+        after,
+        _coverage([thing], _size(tile)),
+        rng,
+        background=after,
+        the_thing=_the(thing, others, rng),
+        thing=thing.name,
+    )
+
+
+def _replace(family: str, tile: RGB, rng: Rng) -> Edit:
+    thing = _thing(rng)
+    new = replace(
+        thing,
+        kind=_pick(rng, draw.KINDS, thing.kind),
+        color=_pick(rng, draw.COLORS, thing.color),
+        seed=int(rng.integers(2**31)),
+    )
+    others = _others(rng, [thing], _size(tile))
+    scene = _render(tile, others)
+    return _finish(
+        family,
+        _render(scene, [thing]),
+        _render(scene, [new]),
+        _coverage([thing, new], _size(tile)),
+        rng,
+        the_thing=_the(thing, others, rng),
+        thing=thing.name,
+        a_new=words.a(new.name),
+        new=new.name,
+    )
+
+
+def _recolor(family: str, tile: RGB, rng: Rng) -> Edit:
+    thing = _thing(rng)
+    new = replace(thing, color=_pick(rng, draw.COLORS, thing.color))
+    others = _others(rng, [thing], _size(tile))
+    scene = _render(tile, others)
+    return _finish(
+        family,
+        _render(scene, [thing]),
+        _render(scene, [new]),
+        _coverage([thing], _size(tile)),
+        rng,
+        the_thing=_the(thing, others, rng),
+        thing=thing.name,
+        color=new.color,
+    )
+
+
+def _relocate(family: str, tile: RGB, rng: Rng) -> Edit:
+    thing = _thing(rng)
+    new = replace(thing, place=_pick(rng, words.PLACES, thing.place))
+    if not _apart(thing, new, _size(tile)):
+        raise Invisible("relocate: the old place and the new one overlap")
+    others = _others(rng, [thing, new], _size(tile))
+    scene = _render(tile, others)
+    return _finish(
+        family,
+        _render(scene, [thing]),
+        _render(scene, [new]),
+        _coverage([thing, new], _size(tile)),
+        rng,
+        the_moved=f"the {thing.name}",
+        thing=thing.name,
+        place=thing.place,
+        to_place=new.place,
+    )
+
+
+def _resize(family: str, tile: RGB, rng: Rng) -> Edit:
+    small = _thing(rng, low=0.2, high=0.26)
+    large = replace(small, share=small.share * float(rng.uniform(1.8, 2.1)))
+    grows = rng.random() < 0.5
+    old, new = (small, large) if grows else (large, small)
+    others = _others(rng, [large], _size(tile))
+    scene = _render(tile, others)
+    covered = [_coverage([thing], _size(tile)) for thing in (large, small)]
+    return _finish(
+        family,
+        _render(scene, [old]),
+        _render(scene, [new]),
+        covered[0] & ~covered[1],
+        rng,
+        the_thing=_the(old, others, rng),
+        thing=old.name,
+        size="larger" if grows else "smaller",
+    )
+
+
+def _region(name: str, shape: tuple[int, int]) -> tuple[slice, slice]:
+    left, top, right, bottom = words.REGIONS[name]
+    height, width = shape
+    return slice(round(top * height), round(bottom * height)), slice(
+        round(left * width), round(right * width)
+    )
+
+
+def _region_color(family: str, tile: RGB, rng: Rng) -> Edit:
+    color = _pick(rng, [name for name in draw.COLORS if name not in ("black", "white")])
+    name = _pick(rng, words.REGIONS)
+    place = _region(name, _size(tile))
+    after = tile.copy()
+    after[place] = filters.tint(tile[place], draw.COLORS[color])
+    return _finish(family, tile, after, _filled(place, tile), rng, region=name, color=color)
+
+
+def _filled(place: tuple[slice, slice], picture: RGB) -> Mask:
+    mask = np.zeros(picture.shape[:2], bool)
+    mask[place] = True
+    return mask
+
+
+def _region_material(family: str, tile: RGB, rng: Rng) -> Edit:
+    material = _pick(rng, draw.MATERIALS)
+    name = _pick(rng, words.REGIONS)
+    place = _region(name, _size(tile))
+    after = tile.copy()
+    after[place] = draw.draw_material(material, _size(tile), rng)[place]
+    return _finish(family, tile, after, _filled(place, tile), rng, region=name, material=material)
+
+
+def _region_scene(family: str, tile: RGB, rng: Rng) -> Edit:
+    scene = _pick(rng, draw.SCENES)
+    name = _pick(rng, words.REGIONS)
+    place = _region(name, _size(tile))
+    after = tile.copy()
+    after[place] = draw.draw_scene(scene, _size(tile[place]), rng)
+    return _finish(family, tile, after, _filled(place, tile), rng, region=name, scene=scene)
+
+
+_CENTER_OF = {
+    "left half": "left",
+    "right half": "right",
+    "top half": "top",
+    "bottom half": "bottom",
+    "top left quarter": "top left",
+    "top right quarter": "top right",
+    "bottom left quarter": "bottom left",
+    "bottom right quarter": "bottom right",
+}
+
+
+def _keep_object(family: str, tile: RGB, rng: Rng) -> Edit:
+    name = _pick(rng, _CENTER_OF)
+    thing = _thing(rng, place=_CENTER_OF[name])
+    scene = _pick(rng, draw.SCENES)
+    before = _render(tile, [thing])
+    place = _region(name, _size(tile))
+    behind = tile.copy()
+    behind[place] = draw.draw_scene(scene, _size(tile[place]), rng)
+    expected = _filled(place, tile) & ~_coverage([thing], _size(tile))
+    after = _render(behind, [thing])
+    return _finish(
+        family,
+        before,
+        after,
+        expected,
+        rng,
+        region=name,
+        scene=scene,
+        the_thing=f"the {thing.name}",
+        thing=thing.name,
+    )
+
+
+def _word_layer(word: str, color: str, width: int) -> draw.Layer:
+    alpha = draw.draw_word(word, width)
+    rgb = np.broadcast_to(np.array(draw.COLORS[color], np.float32), (*alpha.shape, 3))
+    return np.dstack([rgb, alpha]).astype(np.float32)
+
+
+def _corner(place: str, layer: draw.Layer, picture: RGB) -> tuple[int, int]:
+    """Where the top left corner of a layer stands that is centred on a place, kept inside the picture."""
+    height, width = _size(picture)
+    column, row = words.PLACES[place]
+    x = round(words.COLUMNS[column] * width - layer.shape[1] / 2)
+    y = round(words.ROWS[row] * height - layer.shape[0] / 2)
+    margin = round(0.03 * min(height, width))
+    return (
+        min(max(x, margin), width - layer.shape[1] - margin),
+        min(max(y, margin), height - layer.shape[0] - margin),
+    )
+
+
+def _cover(layer: draw.Layer, x: int, y: int, picture: RGB) -> Mask:
+    mask = np.zeros(picture.shape[:2], bool)
+    mask[y : y + layer.shape[0], x : x + layer.shape[1]] = layer[..., 3] > 0.5
+    return mask
+
+
+def _text_width(place: str, picture: RGB, rng: Rng) -> int:
+    wide = rng.uniform(0.5, 0.62) if words.PLACES[place][0] == 1 else rng.uniform(0.4, 0.48)
+    return round(float(wide) * _size(picture)[1])
+
+
+def _add_text(family: str, tile: RGB, rng: Rng) -> Edit:
+    place, word, color = _pick(rng, words.PLACES), _pick(rng, words.WORDS), _pick(rng, draw.COLORS)
+    layer = _word_layer(word, color, _text_width(place, tile, rng))
+    x, y = _corner(place, layer, tile)
+    return _finish(
+        family,
+        tile,
+        draw.paste(tile, layer, x, y),
+        _cover(layer, x, y, tile),
+        rng,
+        word=word,
+        color=color,
+        in_place=words.IN_PLACE[place],
+    )
+
+
+def _font_color(family: str, tile: RGB, rng: Rng) -> Edit:
+    place, word, color = _pick(rng, words.PLACES), _pick(rng, words.WORDS), _pick(rng, draw.COLORS)
+    new = _pick(rng, draw.COLORS, color)
+    width = _text_width(place, tile, rng)
+    old_layer, new_layer = _word_layer(word, color, width), _word_layer(word, new, width)
+    x, y = _corner(place, old_layer, tile)
+    letters = _cover(old_layer, x, y, tile)
+    before = draw.paste(tile, old_layer, x, y)
+    if np.count_nonzero(visible_change(tile, before) & letters) < LEAST_VISIBLE * np.count_nonzero(letters):
+        raise Invisible("font color: the word cannot be read before the edit")
+    after = draw.paste(tile, new_layer, x, y)
+    return _finish(
+        family,
+        before,
+        after,
+        letters,
+        rng,
+        word=word,
+        color=new,
+        in_place=words.IN_PLACE[place],
+    )
+
+
+def _replace_text(family: str, tile: RGB, rng: Rng) -> Edit:
+    place, word = _pick(rng, words.PLACES), _pick(rng, words.WORDS)
+    new_word = _pick(rng, words.WORDS, word)
+    plate, ink = [("white", "black"), ("yellow", "black"), ("blue", "white"), ("wooden", "white")][
+        rng.integers(4)
+    ]
+    width = _text_width(place, tile, rng)
+    layers = [_word_layer(text, ink, round(width * 0.84)) for text in (word, new_word)]
+    height = round(max(layer.shape[0] for layer in layers) * 1.5)
+    if height > 0.9 * tile.shape[0]:
+        raise Invisible("replace text: the sign is taller than the picture")
+    board = draw.draw_plate(plate, (height, width), rng)
+    left, top = _corner(place, board, tile)
+    signs, cover = [], np.zeros(tile.shape[:2], bool)
+    scene = draw.paste(tile, board, left, top)
+    for layer in layers:
+        x, y = left + (width - layer.shape[1]) // 2, top + (height - layer.shape[0]) // 2
+        signs.append(draw.paste(scene, layer, x, y))
+        cover ^= _cover(layer, x, y, tile)
+    return _finish(
+        family,
+        signs[0],
+        signs[1],
+        cover,
+        rng,
+        word=word,
+        new_word=new_word,
+        in_place=words.IN_PLACE[place],
+    )
+
+
+def _global(family: str, tile: RGB, rng: Rng) -> Edit:
+    key, styles = {
+        "tone": ("tone", filters.TONES),
+        "vintage": ("style", filters.FILMS),
+        "lighting": ("lighting", filters.LIGHTS),
+        "season": ("season", filters.SEASONS),
+        "weather": ("weather", filters.WEATHERS),
+        "sketch": ("style", filters.STYLES),
+    }[family]
+    name = _pick(rng, styles)
+    before = _render(tile, _others(rng, [_thing(rng)], _size(tile)))
+    after = styles[name](before, rng)
+    shown = np.count_nonzero(visible_change(before, after)) / (before.shape[0] * before.shape[1])
+    if shown < LEAST_VISIBLE:
+        raise Invisible(f"{family}: {shown:.0%} of the picture changes visibly")
+    text, summary = words.phrase(family, rng, **{key: name})
+    return Edit(family, before, after, np.ones(before.shape[:2], bool), text, summary, is_global=True)
+
+
+_MAKERS: dict[str, Callable[[str, RGB, Rng], Edit]] = {
+    "add": _add,
+    "remove": _remove,
+    "replace": _replace,
+    "recolor": _recolor,
+    "region color": _region_color,
+    "region material": _region_material,
+    "relocate": _relocate,
+    "resize": _resize,
+    "add text": _add_text,
+    "replace text": _replace_text,
+    "font color": _font_color,
+    "region scene": _region_scene,
+    "keep object": _keep_object,
+    "tone": _global,
+    "vintage": _global,
+    "lighting": _global,
+    "season": _global,
+    "weather": _global,
+    "sketch": _global,
+}

@@ -1,0 +1,139 @@
+"""Whole-picture looks by classical filters: tone, film, light, season, weather and drawing styles.
+
+Each takes and returns uint8 RGB (H, W, 3) of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import cv2
+import numpy as np
+
+from bananagrams_assets.sample.draw import Layer, noise, to_bytes
+from bananagrams_assets.sample.photos import RGB
+
+Filter = Callable[[RGB, np.random.Generator], RGB]
+
+
+def _gray(picture: RGB) -> Layer:
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+
+
+def tint(picture: RGB, color: tuple[int, int, int]) -> RGB:
+    """The picture's light and shade in one colour; shadows are lifted so that black takes it up too."""
+    light = 0.28 + 0.9 * _gray(picture)[..., None] / 255
+    return to_bytes(0.12 * picture.astype(np.float32) + 0.88 * np.array(color, np.float32) * light)
+
+
+def _scaled(gains: tuple[float, float, float], lift: tuple[float, float, float]) -> Filter:
+    def apply(picture: RGB, rng: np.random.Generator) -> RGB:
+        amount = rng.uniform(0.85, 1.15)
+        gain = 1 + (np.array(gains, np.float32) - 1) * amount
+        return to_bytes(picture * gain + np.array(lift, np.float32) * amount)
+
+    return apply
+
+
+def _film(picture: RGB, rng: np.random.Generator) -> RGB:
+    shape = (picture.shape[0], picture.shape[1])
+    sepia = _gray(picture)[..., None] * np.array([0.92, 0.78, 0.56], np.float32)
+    faded = 34 + 0.8 * (0.25 * picture + 0.75 * sepia)
+    y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    vignette = (1 - 0.3 * (x * x + y * y) / 2)[..., None]
+    grain = rng.standard_normal(shape).astype(np.float32)[..., None] * rng.uniform(9, 13)
+    return to_bytes(faded * vignette + grain)
+
+
+def _night(picture: RGB, rng: np.random.Generator) -> RGB:
+    light = _gray(picture)[..., None]
+    dark = (0.5 * picture + 0.5 * light) * np.array([0.28, 0.34, 0.55], np.float32)
+    return to_bytes(dark + np.array([8, 12, 34], np.float32) * rng.uniform(0.9, 1.2))
+
+
+def _autumn(picture: RGB, rng: np.random.Generator) -> RGB:
+    hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV).astype(np.float32)
+    green = np.clip(1 - np.abs(hsv[..., 0] - 55) / 40, 0, 1)
+    hsv[..., 0] = hsv[..., 0] * (1 - green) + 14 * green
+    turned = cv2.cvtColor(to_bytes(hsv), cv2.COLOR_HSV2RGB).astype(np.float32)
+    return to_bytes(turned * np.array([1.08, 0.9, 0.62], np.float32) + np.array([30, 8, -6], np.float32))
+
+
+def _winter(picture: RGB, rng: np.random.Generator) -> RGB:
+    light = _gray(picture)[..., None]
+    cold = (0.25 * picture + 0.75 * light) * np.array([0.8, 0.88, 1.0], np.float32) + 44
+    shape = (picture.shape[0], picture.shape[1])
+    cover = np.clip(noise(shape, rng, 10, 3), 0, 1)[..., None] * (light / 255) * 70
+    return to_bytes(cold + cover)
+
+
+def _fog(picture: RGB, rng: np.random.Generator) -> RGB:
+    shape = (picture.shape[0], picture.shape[1])
+    thick = np.clip(0.52 + 0.1 * noise(shape, rng, 3), 0.36, 0.68)[..., None]
+    return to_bytes(picture * (1 - thick) + np.array([206, 210, 214], np.float32) * thick)
+
+
+def _rain(picture: RGB, rng: np.random.Generator) -> RGB:
+    shape = (picture.shape[0], picture.shape[1])
+    drops = (rng.random(shape) > 0.985).astype(np.float32)
+    length = max(shape) // 16
+    kernel = np.zeros((length, length), np.float32)
+    cv2.line(kernel, (length // 3, 0), (2 * length // 3, length - 1), (1.0,))
+    streaks = np.clip(cv2.filter2D(drops, -1, kernel), 0, 1)[..., None]
+    light = _gray(picture)[..., None]
+    dull = (0.45 * picture + 0.55 * light) * np.array([0.6, 0.66, 0.74], np.float32) + 14
+    return to_bytes(dull * (1 - 0.45 * streaks) + 200 * 0.45 * streaks)
+
+
+def _snowfall(picture: RGB, rng: np.random.Generator) -> RGB:
+    shape = (picture.shape[0], picture.shape[1])
+    flakes = cv2.GaussianBlur((rng.random(shape) > 0.994).astype(np.float32), (0, 0), 1.3) * 9
+    light = _gray(picture)[..., None]
+    pale = (0.4 * picture + 0.6 * light) * 0.72 + np.array([52, 58, 66], np.float32)
+    return to_bytes(pale + 255 * np.clip(flakes, 0, 1)[..., None])
+
+
+def _pencil(picture: RGB, rng: np.random.Generator) -> RGB:
+    gray = _gray(picture)
+    smooth = cv2.GaussianBlur(255 - gray, (0, 0), 5)
+    lines = np.minimum(gray / np.maximum(255 - smooth, 1) * 255, 255)
+    shape = (picture.shape[0], picture.shape[1])
+    paper = 4 * noise(shape, rng, 80)
+    tone = 0.82 * lines + 0.18 * gray + paper
+    return np.repeat(to_bytes(tone)[..., None], 3, axis=2)
+
+
+def _cartoon(picture: RGB, rng: np.random.Generator) -> RGB:
+    smooth = picture
+    for _ in range(2):
+        smooth = cv2.bilateralFilter(smooth, 7, 50, 7).astype(np.uint8)
+    hsv = cv2.cvtColor(smooth, cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 1] = hsv[..., 1] * 1.5 + 24
+    hsv[..., 2] = np.floor(hsv[..., 2] / 48) * 48 + 40
+    flat = cv2.cvtColor(to_bytes(hsv), cv2.COLOR_HSV2RGB)
+    gray = cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY)
+    ink = cv2.adaptiveThreshold(gray, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, 9, 6)
+    return np.where(ink[..., None] > 0, flat, np.uint8(20)).astype(np.uint8)
+
+
+def _comic(picture: RGB, rng: np.random.Generator) -> RGB:
+    gray = cv2.GaussianBlur(_gray(picture), (0, 0), 0.8)
+    levels = np.floor(gray / 64) * 72 + 20
+    ink = gray < cv2.GaussianBlur(gray, (0, 0), 6) - 14
+    paper = np.array([1.0, 0.93, 0.72], np.float32)
+    return to_bytes(np.where(ink[..., None], np.float32(16), levels[..., None] * paper))
+
+
+TONES: Mapping[str, Filter] = {
+    "warm": _scaled((1.16, 1.0, 0.62), (16, 4, -8)),
+    "cool": _scaled((0.68, 0.96, 1.16), (-6, 2, 22)),
+}
+FILMS: Mapping[str, Filter] = {"film": _film}
+LIGHTS: Mapping[str, Filter] = {
+    "golden hour": _scaled((1.2, 0.92, 0.5), (26, 8, -6)),
+    "moonlight": _night,
+    "green fluorescent light": _scaled((0.78, 1.12, 0.8), (4, 22, 6)),
+}
+SEASONS: Mapping[str, Filter] = {"autumn": _autumn, "winter": _winter}
+WEATHERS: Mapping[str, Filter] = {"foggy": _fog, "rainy": _rain, "snowy": _snowfall}
+STYLES: Mapping[str, Filter] = {"pencil sketch": _pencil, "cartoon": _cartoon, "comic drawing": _comic}

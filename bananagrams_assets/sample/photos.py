@@ -1,0 +1,279 @@
+"""Photographs to edit: those that dependencies ship inside their wheels, or any folder of photographs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+RGB = npt.NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+Say = Callable[[str], None]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+TILE_SHARES = (1.0, 0.75, 0.55)
+SMALLEST_SIDE_PX = 96
+
+
+class PhotoError(ValueError):
+    """No usable photograph; the message says where it was looked for and what to do."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photograph on disk, where it comes from and what its publisher says of its licence."""
+
+    name: str
+    path: Path
+    url: str
+    author: str
+    title: str
+    license: str
+    source: str
+
+
+_SKIMAGE = (
+    "skimage",
+    "data",
+    "https://raw.githubusercontent.com/scikit-image/scikit-image/v0.24.0/skimage/data/",
+)
+_SKLEARN = (
+    "sklearn",
+    "datasets/images",
+    "https://raw.githubusercontent.com/scikit-learn/scikit-learn/1.5.0/sklearn/datasets/images/",
+)
+_MATPLOTLIB = (
+    "matplotlib",
+    "mpl-data/sample_data",
+    "https://raw.githubusercontent.com/matplotlib/matplotlib/v3.9.0/lib/matplotlib/mpl-data/sample_data/",
+)
+_UNRESTRICTED = "no known copyright restrictions"
+_DATA_README = "see scikit-image's data/README.txt"
+
+# Each line's author, title, licence and origin are what the package itself says of the picture: the
+# docstrings of skimage/data/_fetchers.py, sklearn/datasets/images/README.txt, matplotlib's
+# sample_data/README.txt. What they leave open stays open. Gray-level textures serve as photographs of
+# walls and ground; pictures without enough detail to align (moon, cell, clock) are left out.
+_PACKAGED: tuple[tuple[tuple[str, str, str], str, str, str, str, str], ...] = (
+    (
+        _SKIMAGE,
+        "astronaut.png",
+        "NASA Great Images database",
+        "Eileen Collins, astronaut",
+        f"{_UNRESTRICTED}; released into the public domain",
+        "https://flic.kr/p/r9qvLn",
+    ),
+    (
+        _SKIMAGE,
+        "brick.png",
+        "CC0Textures",
+        "Brick wall",
+        "CC0",
+        "https://cc0textures.com/view.php?tex=Bricks25",
+    ),
+    (
+        _SKIMAGE,
+        "camera.png",
+        "Lav Varshney",
+        "Camera",
+        "CC0",
+        "https://github.com/scikit-image/scikit-image/issues/3927",
+    ),
+    (_SKIMAGE, "chelsea.png", "Stefan van der Walt", "Chelsea the cat", "CC0", _DATA_README),
+    (_SKIMAGE, "coffee.png", "Rachel Michetti", "Coffee cup, Pikolo Espresso Bar", "CC0", _DATA_README),
+    (
+        _SKIMAGE,
+        "coins.png",
+        "Brooklyn Museum",
+        "Greek coins from Pompeii",
+        _UNRESTRICTED,
+        "https://www.brooklynmuseum.org/opencollection/archives/image/51611",
+    ),
+    (
+        _SKIMAGE,
+        "grass.png",
+        "linolafett",
+        "Grass",
+        "CC0",
+        "https://www.deviantart.com/linolafett/art/Grass-01-434853879",
+    ),
+    (
+        _SKIMAGE,
+        "gravel.png",
+        "CC0Textures",
+        "Gravel",
+        "CC0",
+        "https://cc0textures.com/view.php?tex=Gravel04",
+    ),
+    (
+        _SKIMAGE,
+        "hubble_deep_field.jpg",
+        "NASA",
+        "Hubble eXtreme Deep Field",
+        "public domain, as NASA's guidelines say",
+        "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
+    ),
+    (
+        _SKIMAGE,
+        "ihc.png",
+        "Center for Microscopy And Molecular Imaging (CMMI)",
+        "Colonic glands, immunohistochemical staining",
+        _UNRESTRICTED,
+        _DATA_README,
+    ),
+    (
+        _SKIMAGE,
+        "motorcycle_left.png",
+        "D. Scharstein et al., Middlebury 2014 stereo benchmark",
+        "Motorcycle, left view",
+        _DATA_README,
+        "http://vision.middlebury.edu/stereo/data/scenes2014/",
+    ),
+    (
+        _SKIMAGE,
+        "retina.jpg",
+        "Mikael Häggström",
+        "Human retina",
+        "CC0 1.0",
+        "https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg",
+    ),
+    (
+        _SKIMAGE,
+        "rocket.jpg",
+        "SpaceX",
+        "Launch photo of DSCOVR on Falcon 9",
+        "released in the public domain by SpaceX",
+        "https://www.flickr.com/photos/spacexphotos/16511594820/in/photostream/",
+    ),
+    (
+        _SKLEARN,
+        "china.jpg",
+        "danielbuechele",
+        "China",
+        "CC BY 2.0",
+        "https://www.flickr.com/photos/danielbuechele/6061409035/sizes/z/in/photostream/",
+    ),
+    (
+        _SKLEARN,
+        "flower.jpg",
+        "vultilion",
+        "Flower",
+        "CC BY 2.0",
+        "https://www.flickr.com/photos/vultilion/6056698931/sizes/z/in/photostream/",
+    ),
+    (
+        _MATPLOTLIB,
+        "grace_hopper.jpg",
+        "not stated; see matplotlib's sample_data/README.txt",
+        "Grace Hopper",
+        "see matplotlib's sample_data/README.txt",
+        "see matplotlib's sample_data/README.txt",
+    ),
+)
+
+
+def packaged_photos() -> list[Photo]:
+    """The photographs that scikit-image, scikit-learn and matplotlib ship; the packages are not imported.
+
+    Raises PhotoError where one of these packages is not installed or lacks a picture.
+    """
+    photos = []
+    for (package, folder, prefix), file, author, title, licence, source in _PACKAGED:
+        path = package_folder(package) / folder / file
+        if not path.is_file():
+            raise PhotoError(f"{path} is missing: reinstall {package}, or name a folder of photographs")
+        photos.append(Photo(path.stem, path, prefix + file, author, title, licence, source))
+    return photos
+
+
+def package_folder(package: str) -> Path:
+    """Where an installed package lies, without importing it; raises PhotoError where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise PhotoError(f"the package {package} is not installed; it ships files that the sample is made of")
+    return Path(spec.submodule_search_locations[0])
+
+
+def folder_photos(folder: Path, say: Say) -> list[Photo]:
+    """Every readable photograph under `folder`, in path order; a broken one is left out with a note.
+
+    Raises PhotoError where the folder does not exist or holds no readable photograph.
+    """
+    if not folder.is_dir():
+        raise PhotoError(f"{folder} is not a folder of photographs")
+    photos = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+        try:
+            read_photo(path)
+        except PhotoError as error:
+            say(f"left out: {error}")
+            continue
+        name = path.relative_to(folder).as_posix()
+        # A manifest's URL must be http(s). `.invalid` (RFC 2606) belongs to nobody, and the digest gives
+        # copies of one photograph one source, hence one split.
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        url = f"https://photos.invalid/{digest}"
+        photos.append(Photo(name, path, url, "not stated", name, "not stated", name))
+    if not photos:
+        raise PhotoError(f"{folder} holds no readable photograph ({', '.join(sorted(SUFFIXES))})")
+    return photos
+
+
+def read_photo(path: Path) -> RGB:
+    """Decode a photograph to uint8 RGB (H, W, 3), EXIF rotation applied, transparency over white.
+
+    Raises PhotoError, naming the file, where it is broken or under SMALLEST_SIDE_PX.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if "A" in picture.getbands() or "transparency" in picture.info:
+                rgba = picture.convert("RGBA")
+                picture = Image.new("RGB", rgba.size, "white")
+                picture.paste(rgba, mask=rgba.getchannel("A"))
+            rgb = np.ascontiguousarray(picture.convert("RGB"), dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PhotoError(f"{path}: not a readable photograph ({error})") from None
+    if min(rgb.shape[:2]) < SMALLEST_SIDE_PX:
+        raise PhotoError(f"{path}: smaller than {SMALLEST_SIDE_PX} px on a side")
+    return rgb
+
+
+def tile_boxes(width: int, height: int, side_px: int) -> list[Box]:
+    """Overlapping tiles (x, y, w, h) of a picture: the whole, then crops that need no enlarging."""
+    boxes: list[Box] = []
+    for share in TILE_SHARES:
+        w, h = round(width * share), round(height * share)
+        if share < 1 and max(w, h) < 0.9 * side_px:
+            break
+        steps = 1 if share == 1 else 2 if share > 0.6 else 3
+        for row in range(steps):
+            for column in range(steps):
+                x = round((width - w) * column / max(steps - 1, 1))
+                y = round((height - h) * row / max(steps - 1, 1))
+                boxes.append((x, y, w, h))
+    return boxes
+
+
+def cut_tile(rgb: RGB, box: Box, side_px: int) -> RGB:
+    """The pixels of `box`, reduced by area averaging so that the longest side is at most `side_px`."""
+    x, y, w, h = box
+    tile = rgb[y : y + h, x : x + w]
+    scale = side_px / max(w, h)
+    if scale < 1:
+        size = (max(round(w * scale), 1), max(round(h * scale), 1))
+        tile = cv2.resize(tile, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    return np.ascontiguousarray(tile)
+
+
+def tile_url(photo: Photo, box: Box) -> str:
+    """The photograph's URL with the tile as a media fragment (W3C Media Fragments URI 1.0, `#xywh=`)."""
+    x, y, w, h = box
+    return f"{photo.url}#xywh={x},{y},{w},{h}"
