@@ -95,7 +95,12 @@ def _known(name: str) -> EditType:
         return found
     by_words = {_words(form): kind for kind in EDIT_TYPES for form in (kind.name, kind.short)}
     close = difflib.get_close_matches(_words(name), by_words, n=4, cutoff=0.3)
-    kinds = list(dict.fromkeys(by_words[words] for words in close)) or list(EDIT_TYPES)
+    kinds = dict.fromkeys(by_words[words] for words in close)
+    if not kinds:
+        raise ValueError(
+            f"source.edit_types: {name!r} is no known edit type; "
+            f"known: {', '.join(kind.short for kind in EDIT_TYPES)}"
+        )
     listed = "; ".join(f"{kind.short} ({kind.name})" for kind in kinds)
     raise ValueError(f"source.edit_types: {name!r} is no known edit type; close ones: {listed}")
 

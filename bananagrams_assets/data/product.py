@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bananagrams_assets.data.store import Store
+    from .store import Store
 
 Say = Callable[[str], None]
 """Takes one line of progress for people."""
@@ -58,6 +58,13 @@ class HashingWriter:
 
     def tell(self) -> int:
         return self._bytes
+
+    def close(self) -> None:
+        """Nothing: the store closes the file, once it knows that all went well."""
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
 
     @property
     def info(self) -> FileInfo:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bananagrams_assets.config import SplitsSettings
-from bananagrams_assets.data.edit_types import edit_type
+from ..config import SplitsSettings
+from .edit_types import edit_type
 
 REQUIRED = ("text", "output_image", "edit_type", "summarized_text")
 _SLUG_LENGTH = 48
@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A line that gave no record, and why."""
+    """A line that gave no record, and why: what is wrong, then `: ` and the particulars."""
 
     manifest: str
     line: int
@@ -126,7 +126,7 @@ def assign(source: str, splits: SplitsSettings) -> tuple[str, str]:
 
 def _record(content: dict[str, Any], line: int, source: Source, splits: SplitsSettings) -> Record:
     if "files" in content or "metadata_edit_turn_prompts" in content:
-        raise _LineError("a multi-turn record: this kind of record is not supported as sft")
+        raise _LineError("multi-turn record: this kind of record is not supported as sft")
     fields = {name: _text(content, name) for name in REQUIRED}
     kind = "preference" if "rejected_images" in content else "sft"
     output_image = _relative("output_image", fields["output_image"])
@@ -168,7 +168,7 @@ def _input(content: dict[str, Any], source: Source) -> tuple[str, str]:
     path = _local(source, name)
     # Where the file is not there the URL serves as well, unless it names a tile of a larger photograph.
     if not path and (not url or "#xywh=" in url):
-        raise _LineError(f"local_input_image {name!r} does not exist in {source.folder}")
+        raise _LineError(f"local_input_image does not exist: {name!r} in {source.folder}")
     return url, path
 
 

@@ -30,7 +30,7 @@ class StoreError(RuntimeError):
     """The store cannot do what was asked; the message names the place and the reason in one line."""
 
 
-class MissingObject(StoreError, LookupError):  # noqa: N818
+class MissingObject(StoreError, LookupError):
     """There is no such object."""
 
 

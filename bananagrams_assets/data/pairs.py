@@ -1,0 +1,247 @@
+"""The `image_pairs` stage: both pictures of every record, and a row for each that says how it went."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import FetchSettings, Profile
+from ..vision.images import PictureError, decode, encode_jpeg, fit, probe
+from . import layout
+from .fetch import Fetched, Fetcher, FetchError, open_fetcher
+from .product import Product, Say
+from .samples import SampleWriter, sample_writer
+from .store import Store
+from .tables import PAIRS, read_table, reason_class, write_table
+
+PARTS = ("input", "edited")
+FITTED_QUALITY = 95
+"""JPEG quality of pictures that were fitted. PNG would keep the edited one's pixels, at six times the
+bytes; at this quality JPEG adds about a third of a grey level, under the generator's own noise."""
+
+_EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
+_UNREACHED = 64
+_MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One picture of a pair: how it came, and the bytes to store."""
+
+    fetched: Fetched
+    origin: str
+    sha256: str = ""
+    stored: bytes = b""
+    extension: str = ""
+    width: int = 0
+    height: int = 0
+
+
+def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+    """Write the shard's pictures, in key order, and its table of outcomes.
+
+    Pictures are stored as received, or, where `fetch.largest_side_px` is set and a picture is larger,
+    fitted to it as JPEG of quality 95. At most `fetch.concurrency` pairs are in memory. A picture that
+    cannot be had or decoded is a row with its reason. Raises FetchError where not one server answered,
+    StoreError and OSError for faults of this machine.
+    """
+    records = read_table(store, layout.manifest_table(shard))
+    with sample_writer(store, layout.pairs_tar(shard)) as tar:
+        rows = asyncio.run(_fetch_all(records, profile.fetch, tar, say, shard))
+    files = {
+        layout.pairs_tar(shard): tar.file.info,
+        layout.pairs_table(shard): write_table(store, layout.pairs_table(shard), PAIRS, rows),
+    }
+    return Product(files, _stats(rows), content=_content(rows, tar.file.info.sha256))
+
+
+async def _fetch_all(
+    records: list[dict[str, Any]], settings: FetchSettings, tar: SampleWriter, say: Say, shard: str
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    answered = False
+    async with (
+        open_fetcher(settings) as fetcher,
+        contextlib.aclosing(_ahead(records, fetcher, settings)) as pairs,
+    ):
+        async for record, pictures in pairs:
+            row = _row(record, pictures)
+            if row["status"] == "ok":
+                for part, picture in zip(PARTS, pictures, strict=True):
+                    tar.add(record["key"], f"{part}.{picture.extension}", picture.stored)
+            rows.append(row)
+            answered = answered or not _nobody_answered(pictures)
+            if not answered and len(rows) == min(_UNREACHED, len(records)):
+                raise FetchError(
+                    f"{shard}: no network: none of {len(rows)} pairs could be reached; the last said "
+                    f"{row['reason']}"
+                )
+            if len(rows) % 100 == 0:
+                say(f"{shard}: {len(rows)} of {len(records)} pairs")
+    return rows
+
+
+async def _ahead(
+    records: list[dict[str, Any]], fetcher: Fetcher, settings: FetchSettings
+) -> AsyncGenerator[tuple[dict[str, Any], list[_Picture]], None]:
+    """Records in order with their pictures, fetched ahead by a bounded number of pairs."""
+    waiting: deque[tuple[dict[str, Any], asyncio.Task[list[_Picture]]]] = deque()
+    remaining = iter(records)
+    try:
+        while True:
+            while len(waiting) < settings.concurrency and (record := next(remaining, None)) is not None:
+                waiting.append((record, asyncio.create_task(_pair(record, fetcher, settings))))
+            if not waiting:
+                return
+            record, task = waiting.popleft()
+            try:
+                pictures = await task
+            except BaseException:
+                task.cancel()
+                raise
+            yield record, pictures
+    finally:
+        tasks = [task for _, task in waiting]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pair(record: Mapping[str, Any], fetcher: Fetcher, settings: FetchSettings) -> list[_Picture]:
+    return list(
+        await asyncio.gather(
+            _picture(record["local_input"], record["input_url"], fetcher, settings),
+            _picture(record["local_output"], record["output_url"], fetcher, settings),
+        )
+    )
+
+
+async def _picture(local: str, url: str, fetcher: Fetcher, settings: FetchSettings) -> _Picture:
+    if local:
+        fetched = await asyncio.to_thread(_read_local, Path(local), settings.max_bytes)
+    else:
+        fetched = await fetcher.fetch(url)
+    origin = "local" if local else url
+    if fetched.status != "ok":
+        return _Picture(fetched, origin)
+    return await asyncio.to_thread(_inspect, fetched, origin, settings)
+
+
+def _read_local(path: Path, max_bytes: int) -> Fetched:
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            return Fetched(
+                "refused", f"file too large: {size:,} bytes, the limit is {max_bytes:,}", bytes=size
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        if error.errno not in _MISSING:
+            raise
+        return Fetched("failed", f"local file cannot be read: {path.name}: {error.strerror}")
+    return Fetched("ok", data=data, bytes=len(data))
+
+
+def _inspect(fetched: Fetched, origin: str, settings: FetchSettings) -> _Picture:
+    """Decode the picture, which alone shows that it is whole, and fit it if asked to."""
+    data = fetched.data
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        kind = probe(data, settings.max_pixels).format
+        rgb = decode(data, settings.max_pixels)
+    except PictureError as error:
+        broken = Fetched(
+            "refused" if str(error).startswith("too large") else "failed", str(error),
+            http_status=fetched.http_status, attempts=fetched.attempts, bytes=fetched.bytes,
+            seconds=fetched.seconds,
+        )  # fmt: skip
+        return _Picture(broken, origin, sha256)
+    extension = _EXTENSIONS.get(kind, kind.lower())
+    if settings.largest_side_px is not None and max(rgb.shape[:2]) > settings.largest_side_px:
+        rgb = fit(rgb, settings.largest_side_px)
+        data, extension = encode_jpeg(rgb, FITTED_QUALITY), "jpg"
+    return _Picture(fetched, origin, sha256, data, extension, rgb.shape[1], rgb.shape[0])
+
+
+def _nobody_answered(pictures: list[_Picture]) -> bool:
+    remote = [picture.fetched for picture in pictures if picture.origin != "local"]
+    return bool(remote) and all(fetched.status == "failed" and fetched.http_status == 0 for fetched in remote)
+
+
+def _row(record: Mapping[str, Any], pictures: list[_Picture]) -> dict[str, Any]:
+    before, after = pictures
+    bad = next(
+        (
+            (part, picture)
+            for part, picture in zip(PARTS, pictures, strict=True)
+            if picture.fetched.status != "ok"
+        ),
+        None,
+    )
+    part, shown = bad or ("", before)
+    return {
+        "key": record["key"],
+        "status": shown.fetched.status,
+        "reason": f"{part}: {shown.fetched.reason}" if bad else "",
+        "part": part,
+        "http_status": shown.fetched.http_status,
+        "attempts": before.fetched.attempts + after.fetched.attempts,
+        "bytes_input": before.fetched.bytes,
+        "bytes_edited": after.fetched.bytes,
+        "sha256_input": before.sha256,
+        "sha256_edited": after.sha256,
+        "seconds": round(max(before.fetched.seconds, after.fetched.seconds), 3),
+        "from_input": before.origin,
+        "from_edited": after.origin,
+        "width": before.width,
+        "height": before.height,
+        "edited_width": after.width,
+        "edited_height": after.height,
+    }
+
+
+def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    statuses = Counter(row["status"] for row in rows)
+    return {
+        "records": len(rows),
+        "ok": statuses["ok"],
+        "failed": statuses["failed"],
+        "refused": statuses["refused"],
+        "ok_share": round(statuses["ok"] / len(rows), 4) if rows else 1.0,
+        "reasons": dict(sorted(Counter(_reason(row) for row in rows if row["status"] != "ok").items())),
+        "http_status": {
+            str(status): count
+            for status, count in sorted(Counter(row["http_status"] for row in rows).items())
+            if status
+        },
+        "bytes": sum(row["bytes_input"] + row["bytes_edited"] for row in rows),
+        "retries": sum(max(0, row["attempts"] - _remote(row)) for row in rows),
+        "local": sum(2 - _remote(row) for row in rows),
+    }
+
+
+def _remote(row: Mapping[str, Any]) -> int:
+    return sum(row[name] != "local" for name in ("from_input", "from_edited"))
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    """`input: HTTP 404` whole, but without the particulars behind a second colon."""
+    part, _, reason = row["reason"].partition(": ")
+    return f"{part}: {reason_class(reason)}"
+
+
+def _content(rows: list[dict[str, Any]], tar_sha256: str) -> str:
+    """Data version: what was stored and how each record fared, but not how long it took."""
+    digest = hashlib.blake2b(tar_sha256.encode(), digest_size=16)
+    for row in rows:
+        what = [row["key"], row["status"], _reason(row), row["sha256_input"], row["sha256_edited"]]
+        digest.update(json.dumps(what).encode())
+    return digest.hexdigest()

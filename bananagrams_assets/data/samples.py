@@ -1,0 +1,115 @@
+"""Samples in a tar or a folder: files `<key>.<part>`, those of one key side by side (the WebDataset layout).
+
+The key ends at the first dot, as in WebDataset (https://github.com/webdataset/webdataset).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import IO, cast
+
+from .product import HashingWriter, hashing_writer
+from .store import Store
+
+_NAME = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
+
+
+class SampleError(ValueError):
+    """A tar or a folder that holds no samples as it should; the message names the file and why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One key and its parts by what follows the key's dot: `input.jpg`, `mask.png`, …"""
+
+    key: str
+    parts: dict[str, bytes]
+
+    def part(self, name: str) -> bytes | None:
+        """The part called `name`, whatever its format: `input` finds `input.jpg` or `input.webp`."""
+        return next((data for part, data in self.parts.items() if part.partition(".")[0] == name), None)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`a-1.input.jpg` → (`a-1`, `input.jpg`). Raises SampleError for any name that is not of this form."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise SampleError(
+            f"{name!r} is not the name of a sample's part: expected KEY.PART, as in a-1.mask.png"
+        )
+    return match[1], match[2]
+
+
+def read_samples(file: IO[bytes]) -> Iterator[Sample]:
+    """The samples of a tar, in its order, read in one pass and one at a time. Raises SampleError."""
+    for key, members in groupby(_members(file), key=lambda member: member[0]):
+        yield _sample(key, ((part, data) for _, part, data in members))
+
+
+def read_folder(folder: Path) -> Iterator[Sample]:
+    """The samples of a folder, in key order. Raises SampleError."""
+    names = sorted((split_name(path.name), path) for path in folder.iterdir() if path.is_file())
+    for key, group in groupby(names, key=lambda item: item[0][0]):
+        yield _sample(key, ((part, path.read_bytes()) for (_, part), path in group))
+
+
+class SampleWriter:
+    """Writes a tar whose bytes depend on names and contents alone."""
+
+    def __init__(self, file: HashingWriter) -> None:
+        self.file = file
+        self._tar = tarfile.open(  # noqa: SIM115  (closed by sample_writer)
+            fileobj=cast("IO[bytes]", file), mode="w", format=tarfile.USTAR_FORMAT
+        )
+
+    def add(self, key: str, part: str, data: bytes) -> None:
+        """Append `<key>.<part>`. Raises SampleError for an unsafe name."""
+        name = f"{key}.{part}"
+        split_name(name)
+        header = tarfile.TarInfo(name)
+        header.size, header.mode, header.mtime = len(data), 0o644, 0
+        self._tar.addfile(header, io.BytesIO(data))
+        # tarfile remembers every header; a shard may hold any number.
+        self._tar.members.clear()  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._tar.close()
+
+
+@contextmanager
+def sample_writer(store: Store, name: str) -> Iterator[SampleWriter]:
+    """A tar in the store; `.file.info` is its FileInfo after the `with` block."""
+    with hashing_writer(store, name) as file:
+        writer = SampleWriter(file)
+        yield writer
+        writer.close()
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
+    try:
+        with tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                key, part = split_name(member.name)
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is None:
+                    raise SampleError(f"{member.name!r} is not a plain file")
+                yield key, part, content.read()
+                tar.members.clear()  # type: ignore[attr-defined]
+    except tarfile.TarError as error:
+        raise SampleError(f"not a whole tar: {error}") from error
+
+
+def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> Sample:
+    found: dict[str, bytes] = {}
+    for part, data in parts:
+        if part in found:
+            raise SampleError(f"{key}.{part} is there twice")
+        found[part] = data
+    return Sample(key, found)

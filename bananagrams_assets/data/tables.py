@@ -1,0 +1,139 @@
+"""The parquet tables of the store: their columns, and how they are written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from .product import FileInfo, hashing_writer
+from .store import Store
+
+MANIFEST = {
+    "key": str,
+    "kind": str,
+    "turn": int,
+    "source_id": str,
+    "split": str,
+    "shard": str,
+    "edit_type": str,
+    "category": str,
+    "scope": str,
+    "text": str,
+    "summary": str,
+    "input_url": str,
+    "output_url": str,
+    "output_image": str,
+    "local_input": str,
+    "local_output": str,
+    "line": int,
+    "manifest": str,
+    "attribution": str,
+}
+REJECTS = {"manifest": str, "line": int, "reason": str, "output_image": str}
+PAIRS = {
+    "key": str,
+    "status": str,
+    "reason": str,
+    "part": str,
+    "http_status": int,
+    "attempts": int,
+    "bytes_input": int,
+    "bytes_edited": int,
+    "sha256_input": str,
+    "sha256_edited": str,
+    "seconds": float,
+    "from_input": str,
+    "from_edited": str,
+    "width": int,
+    "height": int,
+    "edited_width": int,
+    "edited_height": int,
+}
+ALIGNED = {
+    "key": str,
+    "accepted": bool,
+    "reason": str,
+    "method": str,
+    "homography": list,
+    "inliers": int,
+    "inlier_ratio": float,
+    "residual_px": float,
+    "overlap": list,
+    "overlap_share": float,
+    "confidence": float,
+    "width": int,
+    "height": int,
+    "edited_width": int,
+    "edited_height": int,
+}
+MASKS = {
+    "key": str,
+    "verdict": str,
+    "is_global": bool,
+    "area": float,
+    "components": int,
+    "confidence": float,
+    "noise": float,
+    "reason": str,
+}
+SHARDS = {
+    "key": str,
+    "status": str,
+    "stage": str,
+    "reason": str,
+    "edit_type": str,
+    "category": str,
+    "scope": str,
+    "verdict": str,
+    "area": float,
+    "confidence": float,
+    "source_id": str,
+    "attribution": str,
+}
+
+_BATCH = 4096
+
+
+def write_table(
+    store: Store, name: str, columns: Mapping[str, type], rows: Iterable[Mapping[str, Any]]
+) -> FileInfo:
+    """Write rows, in the order given, as parquet; `list` columns hold lists of float64."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {
+        str: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        bool: pa.bool_(),
+        list: pa.list_(pa.float64()),
+    }
+    schema = pa.schema([pa.field(column, types[kind]) for column, kind in columns.items()])
+    remaining = iter(rows)
+    with (
+        hashing_writer(store, name) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, compression="zstd") as writer,
+    ):
+        while batch := list(islice(remaining, _BATCH)):
+            writer.write_table(pa.Table.from_pylist([dict(row) for row in batch], schema))
+    return file.info
+
+
+def read_table(store: Store, name: str) -> list[dict[str, Any]]:
+    """All rows of a shard's table. Raises MissingObject."""
+    import pyarrow.parquet as pq
+
+    with store.local_path(name) as path:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def by_key(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows by their `key`."""
+    return {row["key"]: row for row in rows}
+
+
+def reason_class(reason: str) -> str:
+    """What kind of reason this is, to count by: the words before its particulars (`: …`)."""
+    return reason.partition(": ")[0]
