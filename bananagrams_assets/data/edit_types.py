@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..config import ConfigError
+
 
 @dataclass(frozen=True)
 class EditType:
@@ -84,7 +86,7 @@ def edit_type(name: str) -> EditType:
 def allowed_names(names: Iterable[str]) -> frozenset[str]:
     """The types of a `source.edit_types` filter by their names; short names (`zoom-in`) will do.
 
-    Raises ValueError that names the entry and the closest types.
+    Raises ConfigError that names the entry and the closest types.
     """
     return frozenset(_known(name).name for name in names)
 
@@ -97,12 +99,12 @@ def _known(name: str) -> EditType:
     close = difflib.get_close_matches(_words(name), by_words, n=4, cutoff=0.3)
     kinds = dict.fromkeys(by_words[words] for words in close)
     if not kinds:
-        raise ValueError(
+        raise ConfigError(
             f"source.edit_types: {name!r} is no known edit type; "
             f"known: {', '.join(kind.short for kind in EDIT_TYPES)}"
         )
     listed = "; ".join(f"{kind.short} ({kind.name})" for kind in kinds)
-    raise ValueError(f"source.edit_types: {name!r} is no known edit type; close ones: {listed}")
+    raise ConfigError(f"source.edit_types: {name!r} is no known edit type; close ones: {listed}")
 
 
 @functools.lru_cache(maxsize=4096)

@@ -35,7 +35,8 @@ from .tables import MANIFEST, REJECTS, reason_class, write_table
 
 LONGEST_LINE = 2**24
 ATTRIBUTION = "ATTRIBUTION.csv"
-"""A file of this name beside a local manifest says who made the photographs."""
+"""A file of this name beside a local manifest says who made the photographs: columns `url`, `title`,
+`author`, `license`."""
 
 _EDGE = 2**16
 
@@ -51,7 +52,7 @@ def build_manifest(store: Store, profile: Profile, say: Say) -> dict[str, Produc
     first is kept; where one key stands for different records none is, because nothing says which of them
     the edited picture belongs to. `source.max_samples` takes the records whose keys' digests are
     smallest: a choice that no order of lines changes and that spreads evenly over shards. Raises
-    ManifestError for a source that cannot be read or gives no record, ValueError for a bad
+    ManifestError for a source that cannot be read or gives no record, ConfigError for a bad
     `source.edit_types`, StoreError.
     """
     wanted = allowed_names(profile.source.edit_types)
@@ -256,7 +257,7 @@ def _open_source(name: str, profile: Profile, say: Say) -> Iterator[tuple[IO[byt
         from ..sample.make import ensure_sample
 
         folder = sample_folder(profile.source.sample)
-        ensure_sample(folder, profile.source.sample)
+        ensure_sample(folder, profile.source.sample, say)
         path = folder / "sft.jsonl"
     try:
         file = path.open("rb")
@@ -312,14 +313,14 @@ def _attributions(folder: Path | None) -> dict[str, str]:
             {str(name).strip().lower(): (value or "").strip() for name, value in row.items() if name}
             for row in csv.DictReader(file)
         ]
-    return {_photograph(row["source"]): _credit(row) for row in rows if row.get("source")}
+    return {_photograph(row["url"]): _credit(row) for row in rows if row.get("url")}
 
 
 def _credit(row: dict[str, str]) -> str:
     title = row.get("title") or row.get("photo") or "photograph"
     author = f" by {row['author']}" if row.get("author") else ""
-    licence = row.get("licence") or row.get("license")
-    return f"{title}{author}{f', {licence}' if licence else ''}, {row['source']}"
+    licence = f", {row['license']}" if row.get("license") else ""
+    return f"{title}{author}{licence}, {row['url']}"
 
 
 def _attribution(record: Record, credits: dict[str, str]) -> str:

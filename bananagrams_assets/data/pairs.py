@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import FetchSettings, Profile
-from ..vision.images import PictureError, decode, encode_jpeg, fit, probe
+from ..vision.images import RGB, PictureError, decode, encode_jpeg, fit, probe
 from . import layout
 from .fetch import Fetched, Fetcher, FetchError, open_fetcher
 from .product import Product, Say
-from .samples import SampleWriter, sample_writer
+from .samples import Sample, SampleWriter, sample_writer
 from .store import Store
 from .tables import PAIRS, read_table, reason_class, write_table
 
@@ -61,6 +61,20 @@ def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
         layout.pairs_table(shard): write_table(store, layout.pairs_table(shard), PAIRS, rows),
     }
     return Product(files, _stats(rows), content=_content(rows, tar.file.info.sha256))
+
+
+def decode_pair(sample: Sample, max_pixels: int) -> tuple[RGB, RGB]:
+    """The input and the edited picture of a sample of `image_pairs/<shard>.tar`. Raises PictureError."""
+    pictures = []
+    for part in PARTS:
+        data = sample.part(part)
+        if data is None:
+            raise PictureError(f"{part}: not in the shard")
+        try:
+            pictures.append(decode(data, max_pixels))
+        except PictureError as error:
+            raise PictureError(f"{part}: {error}") from error
+    return pictures[0], pictures[1]
 
 
 async def _fetch_all(
@@ -216,7 +230,9 @@ def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "failed": statuses["failed"],
         "refused": statuses["refused"],
         "ok_share": round(statuses["ok"] / len(rows), 4) if rows else 1.0,
-        "reasons": dict(sorted(Counter(_reason(row) for row in rows if row["status"] != "ok").items())),
+        "reasons": dict(
+            sorted(Counter(reason_class(row["reason"]) for row in rows if row["status"] != "ok").items())
+        ),
         "http_status": {
             str(status): count
             for status, count in sorted(Counter(row["http_status"] for row in rows).items())
@@ -232,16 +248,16 @@ def _remote(row: Mapping[str, Any]) -> int:
     return sum(row[name] != "local" for name in ("from_input", "from_edited"))
 
 
-def _reason(row: Mapping[str, Any]) -> str:
-    """`input: HTTP 404` whole, but without the particulars behind a second colon."""
-    part, _, reason = row["reason"].partition(": ")
-    return f"{part}: {reason_class(reason)}"
-
-
 def _content(rows: list[dict[str, Any]], tar_sha256: str) -> str:
     """Data version: what was stored and how each record fared, but not how long it took."""
     digest = hashlib.blake2b(tar_sha256.encode(), digest_size=16)
     for row in rows:
-        what = [row["key"], row["status"], _reason(row), row["sha256_input"], row["sha256_edited"]]
+        what = [
+            row["key"],
+            row["status"],
+            reason_class(row["reason"]),
+            row["sha256_input"],
+            row["sha256_edited"],
+        ]
         digest.update(json.dumps(what).encode())
     return digest.hexdigest()

@@ -135,5 +135,11 @@ def by_key(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def reason_class(reason: str) -> str:
-    """What kind of reason this is, to count by: the words before its particulars (`: …`)."""
-    return reason.partition(": ")[0]
+    """What kind of reason this is, to count by: the words before its particulars (`: …`).
+
+    Which of the two pictures it is about (`input: `, `edited: `) is no particular.
+    """
+    part, separator, rest = reason.partition(": ")
+    if part in ("input", "edited") and separator:
+        return f"{part}: {rest.partition(': ')[0]}"
+    return part
