@@ -1,0 +1,200 @@
+"""The mask of an edit: where an aligned pair differs by more than the editor's redrawing explains.
+
+Each step is a function of its own. Widths in px are at the working size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bananagrams_assets.config import MaskSettings
+from bananagrams_assets.vision.geometry import Floats, polygon_mask, project, rescaled, resizing, warp
+from bananagrams_assets.vision.images import RGB, Mask, fitted_size, resize
+from bananagrams_assets.vision.tone import Picture, Tone, explain_tone, lab
+
+Difference: TypeAlias = NDArray[np.float32]
+"""(H, W), CIE Lab dE"""
+
+OUTLINE_PX = 3
+OUTLINE_SHARE = 0.5
+
+GLOBAL_SHIFT = 12.0
+"""dE of tone from which a picture counts as toned anew. Redrawing alone moves it by 1 to 8."""
+GLOBAL_NOISE = 2.4
+"""dE between pixels of the same content from which they are drawn anew. Redrawing alone leaves 0.3 to 1.3."""
+UNDECIDED = {"global": 0.3, "local": 1.6}
+"""Factor on what makes a mask global, by what was instructed."""
+
+
+@dataclass(frozen=True, eq=False)
+class EditMask:
+    """What an edit changed, in the input's pixels.
+
+    `mask`: bool (H, W). `verdict`: `local`, `global` (the mask is then the whole overlap) or `nothing`.
+    `area`: the mask's share of the overlap, 0..1. `components`: connected parts of the mask.
+    `confidence`: 0..1, see `_confidence`. `noise`: median dE of what did not change.
+    `difference`: float32 (H, W), dE after the tone is explained away, 0 where unknown.
+    """
+
+    mask: Mask
+    verdict: str
+    is_global: bool
+    area: float
+    components: int
+    confidence: float
+    noise: float
+    difference: Difference
+
+
+def edit_mask(
+    before: RGB, after: RGB, homography: Floats, overlap: Floats, settings: MaskSettings, scope: str
+) -> EditMask:
+    """The mask of the edit that turned `before` into `after` (uint8 (H, W, 3), of any two sizes).
+
+    `homography` and `overlap` are an Alignment's; `scope` is what was instructed (`local`, `global`,
+    `geometric`, or empty where that is not known) and tips the verdict only where the pair is undecided.
+    """
+    size = before.shape[1], before.shape[0]
+    source = after.shape[1], after.shape[0]
+    work = fitted_size(size, settings.working_side_px or max(size))
+    small = before if work == size else resize(before, work)
+    drawn, _ = warp(after, rescaled(homography, source, source, size, work), work)
+    known = known_area(overlap, size, work, settings.border_px)
+
+    tone = explain_tone(small, drawn, known)
+    difference = lab_difference(small, tone.picture, settings.blur_kernel_px)
+    difference[~known] = 0
+    noise = float(np.median(difference[tone.unchanged])) if tone.unchanged.any() else 0.0
+    low = max(settings.threshold_low, settings.noise_low * noise)
+    high = max(settings.threshold_high, settings.noise_high * noise)
+    mask = hysteresis(difference, low, high)
+    mask = tighten(mask, difference)
+    mask = opened_and_closed(mask, difference > low / 2, settings.open_px, settings.close_px)
+    mask = without_specks(mask, settings.smallest_component)
+    area = float(mask[known].mean()) if known.any() else 0.0
+    components = int(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0]) - 1
+    evidence = global_evidence(tone.shift, noise, area, settings) / UNDECIDED.get(scope, 1.0)
+    clear = float((difference[known & ~mask] < low / 2).mean()) if (known & ~mask).any() else 0.0
+    if evidence >= 1 and known.any():
+        verdict, area, components, mask = "global", 1.0, 1, polygon_mask(overlap, size)
+        confidence = evidence / (1 + evidence)
+    elif components:
+        verdict = "local"
+        confidence = _confidence(mask, known, difference, low, clear, components, evidence)
+    else:
+        verdict, confidence = "nothing", clear * (1.0 if scope == "geometric" else 0.2)
+    if mask.shape != before.shape[:2]:
+        mask = np.asarray(cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5)
+        difference = np.asarray(cv2.resize(difference, size, interpolation=cv2.INTER_LINEAR))
+    return EditMask(mask, verdict, verdict == "global", area, components, confidence, noise, difference)
+
+
+def global_evidence(shift: float, noise: float, area: float, settings: MaskSettings) -> float:
+    """How much speaks for an edit of the whole picture; from 1 on, more than not.
+
+    The largest of three, each over its limit: the tone that had to be explained away, the redrawing of
+    what the tone fit calls unchanged, the mask's share of the overlap.
+    """
+    return max(shift / GLOBAL_SHIFT, noise / GLOBAL_NOISE, area / settings.global_area)
+
+
+def _confidence(
+    mask: Mask,
+    known: Mask,
+    difference: Difference,
+    low: float,
+    clear: float,
+    components: int,
+    evidence: float,
+) -> float:
+    """Geometric mean of five shares, 0..1 each, for a local mask.
+
+    separation: 1 - exp(1 - d / low) of the median dE d in the mask; clear: the share of the rest under
+    half the low threshold; whole: 1 / (1 + components / 16); inside: 1 - the mask's share of the
+    overlap's outermost pixels / 2; local: 1 - half the evidence of a global edit.
+    """
+    separation = 1 - np.exp(1 - max(1.0, float(np.median(difference[mask])) / low))
+    rim = known & ~(cv2.erode(known.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) > 0)
+    inside = 1 - (float(mask[rim].mean()) if rim.any() else 0.0) / 2
+    shares = (separation, clear, 1 / (1 + components / 16), inside, 1 - evidence / 2)
+    return float(np.prod(shares) ** (1 / len(shares)))
+
+
+def known_area(overlap: Floats, size: tuple[int, int], work: tuple[int, int], border_px: int) -> Mask:
+    """The overlap at the working size, less a border along the part of its outline that crosses the input."""
+    known = polygon_mask(project(resizing(size, work), overlap), work)
+    if border_px == 0 or known.all():
+        return known
+    kernel = np.ones((2 * border_px + 1, 2 * border_px + 1), np.uint8)
+    return np.asarray(cv2.erode(known.astype(np.uint8), kernel) > 0)
+
+
+def lab_difference(before: RGB, after: Picture, blur_px: int) -> Difference:
+    """dE between two aligned pictures that ignores movement by a pixel and re-sharpening.
+
+    Distance in CIE Lab of each pixel to the range of the other picture's 3 x 3 neighbourhood, the larger
+    of both ways: an edge that moved a little stays within the range, new content does not.
+    """
+    one, other = (_lab(picture, blur_px) for picture in (before, after))
+    return np.maximum(_outside(one, other), _outside(other, one))
+
+
+def hysteresis(difference: Difference, low: float, high: float) -> Mask:
+    """Pixels above `low` connected (8 neighbours) to one above `high` (Canny, PAMI 1986)."""
+    _, labels = cv2.connectedComponents((difference > low).astype(np.uint8), connectivity=8)
+    keep = np.zeros(labels.max() + 1, bool)
+    keep[labels[difference > high]] = True
+    keep[0] = False
+    return keep[labels]
+
+
+def tighten(mask: Mask, difference: Difference) -> Mask:
+    """Within 3 px of the outline, without pixels under half of the largest difference around them.
+
+    Blur and neighbourhood ranges widen an edit; its true edge is where the difference is half of what
+    it is inside.
+    """
+    kernel = np.ones((2 * OUTLINE_PX + 1, 2 * OUTLINE_PX + 1), np.uint8)
+    inner = cv2.erode(mask.astype(np.uint8), kernel) > 0
+    return np.asarray(mask & (inner | (difference >= OUTLINE_SHARE * cv2.dilate(difference, kernel))))
+
+
+def opened_and_closed(mask: Mask, above_noise: Mask, open_px: int, close_px: int) -> Mask:
+    """Opening, then closing that only fills what is above the noise: the inside of letters stays open."""
+    picture = mask.astype(np.uint8)
+    if open_px > 1:
+        picture = cv2.morphologyEx(picture, cv2.MORPH_OPEN, _disc(open_px)).astype(np.uint8)
+    if close_px > 1:
+        picture |= cv2.morphologyEx(picture, cv2.MORPH_CLOSE, _disc(close_px)).astype(np.uint8) & above_noise
+    return picture > 0
+
+
+def without_specks(mask: Mask, smallest: float) -> Mask:
+    """Without components (8 neighbours) under a share of the picture."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= smallest * mask.size
+    keep[0] = False
+    return np.asarray(keep[labels])
+
+
+def _lab(picture: NDArray[Any], blur_px: int) -> NDArray[np.float32]:
+    if blur_px > 1:
+        picture = cv2.GaussianBlur(picture, (blur_px, blur_px), 0)
+    return lab(picture)
+
+
+def _outside(one: NDArray[np.float32], other: NDArray[np.float32]) -> Difference:
+    kernel = np.ones((3, 3), np.uint8)
+    over = one - cv2.dilate(other, kernel)
+    under = cv2.erode(other, kernel) - one
+    distance = np.maximum(np.maximum(over, under), 0)
+    return np.asarray(np.sqrt(np.einsum("hwc,hwc->hw", distance, distance)), np.float32)
+
+
+def _disc(px: int) -> NDArray[np.uint8]:
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (px, px)), np.uint8)
