@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bananagrams_assets.config import MaskSettings
 from bananagrams_assets.vision.geometry import Floats, polygon_mask, project, rescaled, resizing, warp
 from bananagrams_assets.vision.images import RGB, Mask, fitted_size, resize
-from bananagrams_assets.vision.tone import Picture, Tone, explain_tone, lab
+from bananagrams_assets.vision.tone import Picture, explain_tone, lab
 
 Difference: TypeAlias = NDArray[np.float32]
 """(H, W), CIE Lab dE"""
@@ -150,7 +150,7 @@ def hysteresis(difference: Difference, low: float, high: float) -> Mask:
     keep = np.zeros(labels.max() + 1, bool)
     keep[labels[difference > high]] = True
     keep[0] = False
-    return keep[labels]
+    return np.asarray(keep[labels])
 
 
 def tighten(mask: Mask, difference: Difference) -> Mask:

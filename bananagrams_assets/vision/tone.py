@@ -43,7 +43,7 @@ class Tone:
 
 
 def explain_tone(before: RGB, after: RGB, known: Mask) -> Tone:
-    """Give `after`, aligned with `before` (both uint8 (H, W, 3)), the tone of `before` by its unchanged pixels.
+    """Give `after` the tone of `before` by their unchanged pixels; both aligned, uint8 (H, W, 3).
 
     From the mode of the difference (its mean would follow a large edit), a quadratic for each channel by
     iteratively reweighted least squares under a redescending weight (Geman and McClure 1987), then a
@@ -84,7 +84,7 @@ def lab(picture: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _fit_curve(goal: Picture, drawn: Picture) -> NDArray[np.float32]:
-    """(3, 3): constant, linear and quadratic coefficient (rows) of each channel (columns); input in 0..255."""
+    """(3, 3): constant, linear and quadratic coefficient (rows) of each channel (columns)."""
     curve = np.zeros((3, 3), np.float32)
     curve[1] = 255.0
     curve[0] = [_mode(goal[:, c] - drawn[:, c]) for c in range(3)]
