@@ -7,7 +7,7 @@ A drawn layer is float32 RGBA (H, W, 4): colours 0..255, alpha 0..1.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import cv2
@@ -33,7 +33,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 KINDS = ("ball", "balloon", "star", "box", "cone", "umbrella", "heart", "mug")
 MATERIALS = ("brick", "wood", "grass", "checkerboard", "stone")
-SCENES = ("beach", "sunset", "snow", "night sky")
+SCENES = ("beach", "sunset", "snowy field", "night sky")
 
 _OVERSAMPLE = 3
 
@@ -44,6 +44,7 @@ def to_bytes(picture: Layer) -> RGB:
     return rounded
 
 
+@lru_cache(maxsize=64)
 def draw_thing(kind: str, color: str, size_px: int, seed: int) -> Layer:
     """One object filling a square of `size_px`, lit from the upper left; `seed` varies its finish."""
     rng = np.random.default_rng([seed, KINDS.index(kind)])
@@ -65,6 +66,7 @@ def draw_thing(kind: str, color: str, size_px: int, seed: int) -> Layer:
     layer = np.dstack([np.clip(rgb, 0, 255) * alpha[..., None], alpha]).astype(np.float32)
     small: Layer = cv2.resize(layer, (size_px, size_px), interpolation=cv2.INTER_AREA).astype(np.float32)
     small[..., :3] /= np.maximum(small[..., 3:], 1e-3)
+    small.setflags(write=False)
     return small
 
 
@@ -219,13 +221,13 @@ def draw_material(name: str, shape: tuple[int, int], rng: np.random.Generator) -
 _SKIES = {
     "beach": ((70, 150, 225), (190, 225, 245)),
     "sunset": ((92, 50, 120), (255, 150, 60)),
-    "snow": ((176, 196, 220), (228, 236, 244)),
+    "snowy field": ((176, 196, 220), (228, 236, 244)),
     "night sky": ((6, 8, 30), (30, 40, 92)),
 }
 
 
 def draw_scene(name: str, shape: tuple[int, int], rng: np.random.Generator) -> RGB:
-    """A background of beach, sunset, snow or night sky, uint8 RGB (H, W, 3), the horizon at 60%."""
+    """A background of beach, sunset, snowy field or night sky, uint8 RGB (H, W, 3), the horizon at 60%."""
     height, width = shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     v = y / max(height - 1, 1)
@@ -246,13 +248,13 @@ def draw_scene(name: str, shape: tuple[int, int], rng: np.random.Generator) -> R
     ground = {
         "beach": np.array([222, 196, 142]) + 9 * grain,
         "sunset": np.array([70, 40, 74]) + 26 * waves * np.array([1, 0.55, 0.4]),
-        "snow": np.array([236, 240, 248]) + 12 * noise(shape, rng, 7)[..., None],
+        "snowy field": np.array([236, 240, 248]) + 12 * noise(shape, rng, 7)[..., None],
     }[name]
     rgb = np.where((v < 0.6)[..., None], sky, ground)
     if name == "beach":
         sea = (v >= 0.5) & (v < 0.68 + 0.015 * np.sin(x * 0.06))
         rgb = np.where(sea[..., None], np.array([30, 124, 168]) + 16 * waves, rgb)
-    if name == "snow":
+    if name == "snowy field":
         hills = v > 0.5 + 0.06 * np.sin(x / width * 9 + rng.uniform(0, 6))
         rgb = np.where((hills & (v < 0.6))[..., None], np.array([196, 208, 226]) + 8 * grain, rgb)
     return to_bytes(rgb + 3 * grain)

@@ -86,5 +86,5 @@ def _resynthesise(picture: npt.NDArray[np.float32], strength: float, rng: Rng) -
     field = np.dstack([noise(shape, rng, 3, 1)] * 3) + 0.4 * np.dstack(
         [noise(shape, rng, 3, 1) for _ in range(3)]
     )
-    result = result + 1.6 * strength * field + rng.standard_normal(picture.shape) * 0.9 * strength
-    return to_bytes(result)
+    grain = rng.standard_normal(picture.shape, dtype=np.float32)
+    return to_bytes(result + 1.6 * strength * field + 0.9 * strength * grain)

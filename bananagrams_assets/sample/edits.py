@@ -7,18 +7,29 @@ and the caller draws again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from bananagrams_assets.sample import draw, filters, words
 from bananagrams_assets.sample.photos import RGB
-
-Mask = npt.NDArray[np.bool_]
-Rng = np.random.Generator
+from bananagrams_assets.sample.things import (
+    Mask,
+    Rng,
+    Thing,
+    any_thing,
+    apart,
+    corner_at,
+    coverage,
+    layer_cover,
+    pick,
+    render,
+    size_of,
+    text_width,
+    word_layer,
+)
 
 VISIBLE_DE = 4.0
 """CIE Lab dE of a visible change: not quite twice the just noticeable 2.3 of Mahy et al., 1994."""
@@ -46,31 +57,6 @@ class Edit:
     def edit_type(self) -> str:
         """The manifest's name of this kind of edit."""
         return words.FAMILIES[self.family][0]
-
-
-@dataclass(frozen=True)
-class Thing:
-    """An object to draw, its place by name and its side as a share of the picture's shorter side."""
-
-    kind: str
-    color: str
-    place: str
-    share: float
-    seed: int
-    shift: tuple[float, float] = (0.0, 0.0)
-
-    @property
-    def name(self) -> str:
-        return f"{self.color} {self.kind}"
-
-    def box(self, shape: tuple[int, int]) -> tuple[int, int, int]:
-        """Left, top and side in px in a picture of `shape` (H, W), moved inside where it would stick out."""
-        height, width = shape
-        side = round(self.share * min(shape))
-        column, row = words.PLACES[self.place]
-        x = round((words.COLUMNS[column] + self.shift[0]) * width - side / 2)
-        y = round((words.ROWS[row] + self.shift[1]) * height - side / 2)
-        return min(max(x, 1), width - side - 1), min(max(y, 1), height - side - 1), side
 
 
 def make_edit(family: str, tile: RGB, rng: Rng) -> Edit:
@@ -104,83 +90,42 @@ def _finish(
     after: RGB,
     expected: Mask,
     rng: Rng,
-    background: RGB | None = None,
+    clean_after: bool = False,
     **names: str,
 ) -> Edit:
     """Reduce the pair to its visible change and word it; `expected` is what should have changed.
 
-    Pixels that do not change visibly are put back in the picture that the object was drawn into: `before`
-    where `background` (the clean photograph) is `after`, else `after`.
+    Pixels that change, but not visibly, become those of `before`, or with `clean_after` those of `after`:
+    the side that was not drawn into.
     """
     mask = visible_change(before, after)
     shown = float(mask[expected].mean())
     if shown < LEAST_VISIBLE or np.count_nonzero(mask) < LEAST_AREA * mask.size:
         raise Invisible(f"{family}: {shown:.0%} of the change can be seen")
     text, summary = words.phrase(family, rng, **names)
-    if background is not None:
+    if clean_after:
         before = np.where(mask[..., None], before, after)
     else:
         after = np.where(mask[..., None], after, before)
     return Edit(family, before, after, mask, text, summary, is_global=False)
 
 
-def _pick(rng: Rng, options: Iterable[str], *but: str) -> str:
-    left = [option for option in options if option not in but]
-    return left[int(rng.integers(len(left)))]
-
-
-def _thing(rng: Rng, place: str | None = None, low: float = 0.32, high: float = 0.44) -> Thing:
-    return Thing(
-        kind=_pick(rng, draw.KINDS),
-        color=_pick(rng, draw.COLORS),
-        place=place or _pick(rng, words.PLACES),
-        share=float(rng.uniform(low, high)),
-        seed=int(rng.integers(2**31)),
-        shift=(float(rng.uniform(-0.03, 0.03)), float(rng.uniform(-0.03, 0.03))),
-    )
-
-
-def _render(picture: RGB, things: list[Thing]) -> RGB:
-    for thing in things:
-        x, y, side = thing.box(_size(picture))
-        picture = draw.paste(picture, draw.draw_thing(thing.kind, thing.color, side, thing.seed), x, y)
-    return picture
-
-
-def _coverage(things: list[Thing], shape: tuple[int, int]) -> Mask:
-    covered = np.zeros(shape, bool)
-    for thing in things:
-        x, y, side = thing.box(shape)
-        alpha = draw.draw_thing(thing.kind, thing.color, side, thing.seed)[..., 3]
-        covered[y : y + side, x : x + side] |= alpha > 0.5
-    return covered
-
-
-def _size(picture: RGB) -> tuple[int, int]:
-    return int(picture.shape[0]), int(picture.shape[1])
-
-
-def _apart(one: Thing, other: Thing, shape: tuple[int, int]) -> bool:
-    (x, y, side), (u, v, size) = one.box(shape), other.box(shape)
-    return x + side <= u or u + size <= x or y + side <= v or v + size <= y
-
-
 def _others(rng: Rng, things: list[Thing], shape: tuple[int, int]) -> list[Thing]:
     """Up to two more objects beside the first of `things`, often of its kind or of its colour."""
     found: list[Thing] = []
     for _ in range(int(rng.choice([0, 1, 1, 2]))):
-        other = _thing(rng)
+        other = any_thing(rng)
         likeness = rng.random()
         if likeness < 0.3:
-            other = replace(other, kind=things[0].kind, color=_pick(rng, draw.COLORS, things[0].color))
+            other = replace(other, kind=things[0].kind, color=pick(rng, draw.COLORS, things[0].color))
         elif likeness < 0.5:
-            other = replace(other, color=things[0].color, kind=_pick(rng, draw.KINDS, things[0].kind))
-        if all(_apart(other, thing, shape) for thing in things + found):
+            other = replace(other, color=things[0].color, kind=pick(rng, draw.KINDS, things[0].kind))
+        if all(apart(other, thing, shape) for thing in things + found):
             found.append(other)
     return found
 
 
-def _the(thing: Thing, others: list[Thing], rng: Rng) -> str:
+def refer_to(thing: Thing, others: list[Thing], rng: Rng) -> str:
     """How an instruction names an object: by place too where its colour and kind alone are not unique."""
     alone = all(other.name != thing.name for other in others)
     if alone and rng.random() < 0.4:
@@ -189,13 +134,13 @@ def _the(thing: Thing, others: list[Thing], rng: Rng) -> str:
 
 
 def _add(family: str, tile: RGB, rng: Rng) -> Edit:
-    thing = _thing(rng)
-    before = _render(tile, _others(rng, [thing], _size(tile)))
+    thing = any_thing(rng)
+    before = render(tile, _others(rng, [thing], size_of(tile)))
     return _finish(
         family,
         before,
-        _render(before, [thing]),
-        _coverage([thing], _size(tile)),
+        render(before, [thing]),
+        coverage([thing], size_of(tile)),
         rng,
         a_thing=words.a(thing.name),
         thing=thing.name,
@@ -204,38 +149,38 @@ def _add(family: str, tile: RGB, rng: Rng) -> Edit:
 
 
 def _remove(family: str, tile: RGB, rng: Rng) -> Edit:
-    thing = _thing(rng)
-    others = _others(rng, [thing], _size(tile))
-    after = _render(tile, others)
+    thing = any_thing(rng)
+    others = _others(rng, [thing], size_of(tile))
+    after = render(tile, others)
     return _finish(
         family,
-        _render(after, [thing]),
+        render(after, [thing]),
         after,
-        _coverage([thing], _size(tile)),
+        coverage([thing], size_of(tile)),
         rng,
-        background=after,
-        the_thing=_the(thing, others, rng),
+        clean_after=True,
+        the_thing=refer_to(thing, others, rng),
         thing=thing.name,
     )
 
 
 def _replace(family: str, tile: RGB, rng: Rng) -> Edit:
-    thing = _thing(rng)
+    thing = any_thing(rng)
     new = replace(
         thing,
-        kind=_pick(rng, draw.KINDS, thing.kind),
-        color=_pick(rng, draw.COLORS, thing.color),
+        kind=pick(rng, draw.KINDS, thing.kind),
+        color=pick(rng, draw.COLORS, thing.color),
         seed=int(rng.integers(2**31)),
     )
-    others = _others(rng, [thing], _size(tile))
-    scene = _render(tile, others)
+    others = _others(rng, [thing], size_of(tile))
+    scene = render(tile, others)
     return _finish(
         family,
-        _render(scene, [thing]),
-        _render(scene, [new]),
-        _coverage([thing, new], _size(tile)),
+        render(scene, [thing]),
+        render(scene, [new]),
+        coverage([thing, new], size_of(tile)),
         rng,
-        the_thing=_the(thing, others, rng),
+        the_thing=refer_to(thing, others, rng),
         thing=thing.name,
         a_new=words.a(new.name),
         new=new.name,
@@ -243,34 +188,34 @@ def _replace(family: str, tile: RGB, rng: Rng) -> Edit:
 
 
 def _recolor(family: str, tile: RGB, rng: Rng) -> Edit:
-    thing = _thing(rng)
-    new = replace(thing, color=_pick(rng, draw.COLORS, thing.color))
-    others = _others(rng, [thing], _size(tile))
-    scene = _render(tile, others)
+    thing = any_thing(rng)
+    new = replace(thing, color=pick(rng, draw.COLORS, thing.color))
+    others = _others(rng, [thing], size_of(tile))
+    scene = render(tile, others)
     return _finish(
         family,
-        _render(scene, [thing]),
-        _render(scene, [new]),
-        _coverage([thing], _size(tile)),
+        render(scene, [thing]),
+        render(scene, [new]),
+        coverage([thing], size_of(tile)),
         rng,
-        the_thing=_the(thing, others, rng),
+        the_thing=refer_to(thing, others, rng),
         thing=thing.name,
         color=new.color,
     )
 
 
 def _relocate(family: str, tile: RGB, rng: Rng) -> Edit:
-    thing = _thing(rng)
-    new = replace(thing, place=_pick(rng, words.PLACES, thing.place))
-    if not _apart(thing, new, _size(tile)):
+    thing = any_thing(rng)
+    new = replace(thing, place=pick(rng, words.PLACES, thing.place))
+    if not apart(thing, new, size_of(tile)):
         raise Invisible("relocate: the old place and the new one overlap")
-    others = _others(rng, [thing, new], _size(tile))
-    scene = _render(tile, others)
+    others = _others(rng, [thing, new], size_of(tile))
+    scene = render(tile, others)
     return _finish(
         family,
-        _render(scene, [thing]),
-        _render(scene, [new]),
-        _coverage([thing, new], _size(tile)),
+        render(scene, [thing]),
+        render(scene, [new]),
+        coverage([thing, new], size_of(tile)),
         rng,
         the_moved=f"the {thing.name}",
         thing=thing.name,
@@ -280,20 +225,20 @@ def _relocate(family: str, tile: RGB, rng: Rng) -> Edit:
 
 
 def _resize(family: str, tile: RGB, rng: Rng) -> Edit:
-    small = _thing(rng, low=0.2, high=0.26)
+    small = any_thing(rng, low=0.2, high=0.26)
     large = replace(small, share=small.share * float(rng.uniform(1.8, 2.1)))
     grows = rng.random() < 0.5
     old, new = (small, large) if grows else (large, small)
-    others = _others(rng, [large], _size(tile))
-    scene = _render(tile, others)
-    covered = [_coverage([thing], _size(tile)) for thing in (large, small)]
+    others = _others(rng, [large], size_of(tile))
+    scene = render(tile, others)
+    covered = [coverage([thing], size_of(tile)) for thing in (large, small)]
     return _finish(
         family,
-        _render(scene, [old]),
-        _render(scene, [new]),
+        render(scene, [old]),
+        render(scene, [new]),
         covered[0] & ~covered[1],
         rng,
-        the_thing=_the(old, others, rng),
+        the_thing=refer_to(old, others, rng),
         thing=old.name,
         size="larger" if grows else "smaller",
     )
@@ -308,9 +253,9 @@ def _region(name: str, shape: tuple[int, int]) -> tuple[slice, slice]:
 
 
 def _region_color(family: str, tile: RGB, rng: Rng) -> Edit:
-    color = _pick(rng, [name for name in draw.COLORS if name not in ("black", "white")])
-    name = _pick(rng, words.REGIONS)
-    place = _region(name, _size(tile))
+    color = pick(rng, [name for name in draw.COLORS if name not in ("black", "white")])
+    name = pick(rng, words.REGIONS)
+    place = _region(name, size_of(tile))
     after = tile.copy()
     after[place] = filters.tint(tile[place], draw.COLORS[color])
     return _finish(family, tile, after, _filled(place, tile), rng, region=name, color=color)
@@ -323,20 +268,20 @@ def _filled(place: tuple[slice, slice], picture: RGB) -> Mask:
 
 
 def _region_material(family: str, tile: RGB, rng: Rng) -> Edit:
-    material = _pick(rng, draw.MATERIALS)
-    name = _pick(rng, words.REGIONS)
-    place = _region(name, _size(tile))
+    material = pick(rng, draw.MATERIALS)
+    name = pick(rng, words.REGIONS)
+    place = _region(name, size_of(tile))
     after = tile.copy()
-    after[place] = draw.draw_material(material, _size(tile), rng)[place]
+    after[place] = draw.draw_material(material, size_of(tile), rng)[place]
     return _finish(family, tile, after, _filled(place, tile), rng, region=name, material=material)
 
 
 def _region_scene(family: str, tile: RGB, rng: Rng) -> Edit:
-    scene = _pick(rng, draw.SCENES)
-    name = _pick(rng, words.REGIONS)
-    place = _region(name, _size(tile))
+    scene = pick(rng, draw.SCENES)
+    name = pick(rng, words.REGIONS)
+    place = _region(name, size_of(tile))
     after = tile.copy()
-    after[place] = draw.draw_scene(scene, _size(tile[place]), rng)
+    after[place] = draw.draw_scene(scene, size_of(tile[place]), rng)
     return _finish(family, tile, after, _filled(place, tile), rng, region=name, scene=scene)
 
 
@@ -353,15 +298,15 @@ _CENTER_OF = {
 
 
 def _keep_object(family: str, tile: RGB, rng: Rng) -> Edit:
-    name = _pick(rng, _CENTER_OF)
-    thing = _thing(rng, place=_CENTER_OF[name])
-    scene = _pick(rng, draw.SCENES)
-    before = _render(tile, [thing])
-    place = _region(name, _size(tile))
+    name = pick(rng, _CENTER_OF)
+    thing = any_thing(rng, place=_CENTER_OF[name])
+    scene = pick(rng, draw.SCENES)
+    before = render(tile, [thing])
+    place = _region(name, size_of(tile))
     behind = tile.copy()
-    behind[place] = draw.draw_scene(scene, _size(tile[place]), rng)
-    expected = _filled(place, tile) & ~_coverage([thing], _size(tile))
-    after = _render(behind, [thing])
+    behind[place] = draw.draw_scene(scene, size_of(tile[place]), rng)
+    expected = _filled(place, tile) & ~coverage([thing], size_of(tile))
+    after = render(behind, [thing])
     return _finish(
         family,
         before,
@@ -375,45 +320,15 @@ def _keep_object(family: str, tile: RGB, rng: Rng) -> Edit:
     )
 
 
-def _word_layer(word: str, color: str, width: int) -> draw.Layer:
-    alpha = draw.draw_word(word, width)
-    rgb = np.broadcast_to(np.array(draw.COLORS[color], np.float32), (*alpha.shape, 3))
-    return np.dstack([rgb, alpha]).astype(np.float32)
-
-
-def _corner(place: str, layer: draw.Layer, picture: RGB) -> tuple[int, int]:
-    """Where the top left corner of a layer stands that is centred on a place, kept inside the picture."""
-    height, width = _size(picture)
-    column, row = words.PLACES[place]
-    x = round(words.COLUMNS[column] * width - layer.shape[1] / 2)
-    y = round(words.ROWS[row] * height - layer.shape[0] / 2)
-    margin = round(0.03 * min(height, width))
-    return (
-        min(max(x, margin), width - layer.shape[1] - margin),
-        min(max(y, margin), height - layer.shape[0] - margin),
-    )
-
-
-def _cover(layer: draw.Layer, x: int, y: int, picture: RGB) -> Mask:
-    mask = np.zeros(picture.shape[:2], bool)
-    mask[y : y + layer.shape[0], x : x + layer.shape[1]] = layer[..., 3] > 0.5
-    return mask
-
-
-def _text_width(place: str, picture: RGB, rng: Rng) -> int:
-    wide = rng.uniform(0.5, 0.62) if words.PLACES[place][0] == 1 else rng.uniform(0.4, 0.48)
-    return round(float(wide) * _size(picture)[1])
-
-
 def _add_text(family: str, tile: RGB, rng: Rng) -> Edit:
-    place, word, color = _pick(rng, words.PLACES), _pick(rng, words.WORDS), _pick(rng, draw.COLORS)
-    layer = _word_layer(word, color, _text_width(place, tile, rng))
-    x, y = _corner(place, layer, tile)
+    place, word, color = pick(rng, words.PLACES), pick(rng, words.WORDS), pick(rng, draw.COLORS)
+    layer = word_layer(word, color, text_width(place, tile, rng))
+    x, y = corner_at(place, layer, tile)
     return _finish(
         family,
         tile,
         draw.paste(tile, layer, x, y),
-        _cover(layer, x, y, tile),
+        layer_cover(layer, x, y, tile),
         rng,
         word=word,
         color=color,
@@ -422,12 +337,12 @@ def _add_text(family: str, tile: RGB, rng: Rng) -> Edit:
 
 
 def _font_color(family: str, tile: RGB, rng: Rng) -> Edit:
-    place, word, color = _pick(rng, words.PLACES), _pick(rng, words.WORDS), _pick(rng, draw.COLORS)
-    new = _pick(rng, draw.COLORS, color)
-    width = _text_width(place, tile, rng)
-    old_layer, new_layer = _word_layer(word, color, width), _word_layer(word, new, width)
-    x, y = _corner(place, old_layer, tile)
-    letters = _cover(old_layer, x, y, tile)
+    place, word, color = pick(rng, words.PLACES), pick(rng, words.WORDS), pick(rng, draw.COLORS)
+    new = pick(rng, draw.COLORS, color)
+    width = text_width(place, tile, rng)
+    old_layer, new_layer = word_layer(word, color, width), word_layer(word, new, width)
+    x, y = corner_at(place, old_layer, tile)
+    letters = layer_cover(old_layer, x, y, tile)
     before = draw.paste(tile, old_layer, x, y)
     if np.count_nonzero(visible_change(tile, before) & letters) < LEAST_VISIBLE * np.count_nonzero(letters):
         raise Invisible("font color: the word cannot be read before the edit")
@@ -445,24 +360,24 @@ def _font_color(family: str, tile: RGB, rng: Rng) -> Edit:
 
 
 def _replace_text(family: str, tile: RGB, rng: Rng) -> Edit:
-    place, word = _pick(rng, words.PLACES), _pick(rng, words.WORDS)
-    new_word = _pick(rng, words.WORDS, word)
+    place, word = pick(rng, words.PLACES), pick(rng, words.WORDS)
+    new_word = pick(rng, words.WORDS, word)
     plate, ink = [("white", "black"), ("yellow", "black"), ("blue", "white"), ("wooden", "white")][
         rng.integers(4)
     ]
-    width = _text_width(place, tile, rng)
-    layers = [_word_layer(text, ink, round(width * 0.84)) for text in (word, new_word)]
+    width = text_width(place, tile, rng)
+    layers = [word_layer(text, ink, round(width * 0.84)) for text in (word, new_word)]
     height = round(max(layer.shape[0] for layer in layers) * 1.5)
     if height > 0.9 * tile.shape[0]:
         raise Invisible("replace text: the sign is taller than the picture")
     board = draw.draw_plate(plate, (height, width), rng)
-    left, top = _corner(place, board, tile)
+    left, top = corner_at(place, board, tile)
     signs, cover = [], np.zeros(tile.shape[:2], bool)
     scene = draw.paste(tile, board, left, top)
     for layer in layers:
         x, y = left + (width - layer.shape[1]) // 2, top + (height - layer.shape[0]) // 2
         signs.append(draw.paste(scene, layer, x, y))
-        cover ^= _cover(layer, x, y, tile)
+        cover ^= layer_cover(layer, x, y, tile)
     return _finish(
         family,
         signs[0],
@@ -484,8 +399,8 @@ def _global(family: str, tile: RGB, rng: Rng) -> Edit:
         "weather": ("weather", filters.WEATHERS),
         "sketch": ("style", filters.STYLES),
     }[family]
-    name = _pick(rng, styles)
-    before = _render(tile, _others(rng, [_thing(rng)], _size(tile)))
+    name = pick(rng, styles)
+    before = render(tile, _others(rng, [any_thing(rng)], size_of(tile)))
     after = styles[name](before, rng)
     shown = np.count_nonzero(visible_change(before, after)) / (before.shape[0] * before.shape[1])
     if shown < LEAST_VISIBLE:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,7 +42,7 @@ _MARKER = "complete.json"
 _ATTEMPTS = 24
 _JPEG_QUALITY = 95
 
-# How many of each FAMILIES_PER_ROUND pairs are of a family: 49 local edits to 14 global ones.
+# How many pairs of a round of 63 are of each family: 49 local edits, 14 global ones.
 FAMILY_COUNTS = {
     "add": 5,
     "remove": 7,
@@ -78,23 +78,31 @@ class Pair:
     photo: str
 
 
-def make_pair(number: int, photos: Sequence[Photo], settings: SampleSettings) -> Pair:
-    """Pair `number`; it depends on the photographs, the settings and its number, not on other pairs."""
+def make_pair(
+    number: int, photos: Sequence[Photo], settings: SampleSettings, read: Callable[[Path], RGB] = read_photo
+) -> Pair:
+    """Pair `number`; it depends on the photographs, the settings and its number, not on other pairs.
+
+    `read` decodes a photograph. Raises Invisible where no draw of any edit left a visible change.
+    """
     photo = photos[_dealt(number, len(photos), settings.seed, 0)]
     family = _FAMILIES[_dealt(number, len(_FAMILIES), settings.seed, 1)]
-    rgb = _read_cached(photo.path)
+    rgb = read(photo.path)
     boxes = tile_boxes(rgb.shape[1], rgb.shape[0], settings.side_px)
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([settings.seed, number, attempt])
         # The first box is the whole photograph, and the one that shows most: every third pair has it.
         box = boxes[0 if rng.random() < 1 / 3 else int(rng.integers(len(boxes)))]
+        # Some photographs cannot show some edits at all (a sketch of a black sky): another family then.
+        if attempt >= _ATTEMPTS // 2:
+            family = _FAMILIES[int(rng.integers(len(_FAMILIES)))]
         try:
             edit = make_edit(family, cut_tile(rgb, box, settings.side_px), rng)
         except Invisible:
             continue
         edited, homography = editor.reencode(edit.after, settings.strength, rng)
         return Pair(edit, edited, homography, tile_url(photo, box), photo.name)
-    raise Invisible(f"{photo.path}: {_ATTEMPTS} draws of {family!r} left no visible change")
+    raise Invisible(f"{photo.path}: {_ATTEMPTS} draws of an edit left no visible change")
 
 
 def make_sample(
@@ -117,8 +125,10 @@ def make_sample(
     for folder in ("photos", "images/positive-edit", "masks"):
         (output / folder).mkdir(parents=True, exist_ok=True)
 
+    read = lru_cache(maxsize=32)(read_photo)
+
     def write(number: int) -> tuple[dict[str, str], dict[str, Any], float]:
-        return _write_pair(output, number, make_pair(number, found, settings))
+        return _write_pair(output, number, make_pair(number, found, settings, read))
 
     lines, truths, areas = [], [], []
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
@@ -194,13 +204,6 @@ def _dealt(number: int, options: int, seed: int, stream: int) -> int:
     """Which of `options` pair `number` gets: each round deals every option once, in an order of its own."""
     rng = np.random.default_rng([seed, stream, number // options, options])
     return int(rng.permutation(options)[number % options])
-
-
-@lru_cache(maxsize=32)
-def _read_cached(path: Path) -> RGB:
-    rgb = read_photo(path)
-    rgb.setflags(write=False)
-    return rgb
 
 
 def _write_pair(output: Path, number: int, pair: Pair) -> tuple[dict[str, str], dict[str, Any], float]:

@@ -136,7 +136,7 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "Move {the_moved} from the {place} to the {to_place}.",
             "Shift {the_moved} from the {place} to the {to_place} of the picture.",
             "Relocate {the_moved} from the {place} to the {to_place}.",
-            "Take {the_moved} from the {place} and put it in the {to_place}.",
+            "Take {the_moved} from the {place} and bring it to the {to_place}.",
         ),
         ("{thing} moved to the {to_place}.",),
     ),

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bananagrams_assets.sample.edits import Edit, Invisible, make_edit, refer_to, visible_change
+from bananagrams_assets.sample.photos import RGB, cut_tile, packaged_photos, read_photo
+from bananagrams_assets.sample.things import Thing
+from bananagrams_assets.sample.words import COLUMNS, FAMILIES, IN_PLACE, PLACES, REGIONS, ROWS
+
+GLOBAL = {"tone", "vintage", "lighting", "season", "weather", "sketch"}
+REGIONAL = ["region color", "region material", "region scene"]
+
+
+@pytest.fixture(scope="module")
+def tile() -> RGB:
+    china = next(photo for photo in packaged_photos() if photo.name == "china")
+    return cut_tile(read_photo(china.path), (0, 0, 640, 427), 240)
+
+
+def _draw(family: str, tile: RGB, count: int = 6) -> list[Edit]:
+    edits: list[Edit] = []
+    for seed in range(200):
+        try:
+            edits.append(make_edit(family, tile, np.random.default_rng(seed)))
+        except Invisible:
+            continue
+        if len(edits) == count:
+            break
+    return edits
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_pixels_outside_the_mask_are_identical_and_inside_it_change(family: str, tile: RGB) -> None:
+    edits = _draw(family, tile)
+    assert len(edits) == 6
+    for edit in edits:
+        assert edit.before.shape == edit.after.shape == tile.shape
+        assert edit.before.dtype == edit.after.dtype == np.uint8
+        assert edit.mask.shape == tile.shape[:2]
+        assert edit.mask.dtype == np.bool_
+        assert edit.is_global == (family in GLOBAL)
+        if edit.is_global:
+            assert edit.mask.all()
+            assert visible_change(edit.before, edit.after).mean() > 0.75
+        else:
+            assert np.array_equal(edit.before[~edit.mask], edit.after[~edit.mask])
+            # Small specks inside are filled in; all the rest of the mask can be seen.
+            assert visible_change(edit.before, edit.after)[edit.mask].mean() > 0.93
+            assert 0.005 < edit.mask.mean() < 0.6
+
+
+@pytest.mark.parametrize("family", ["add", "add text"])
+def test_what_is_added_stands_at_the_named_place(family: str, tile: RGB) -> None:
+    for edit in _draw(family, tile, 12):
+        place = next(name for name in sorted(PLACES, key=len, reverse=True) if IN_PLACE[name] in edit.text)
+        rows, columns = np.nonzero(edit.mask)
+        center = columns.mean() / tile.shape[1], rows.mean() / tile.shape[0]
+        nearest = (
+            int(np.argmin(np.abs(np.array(COLUMNS) - center[0]))),
+            int(np.argmin(np.abs(np.array(ROWS) - center[1]))),
+        )
+        assert nearest == PLACES[place], edit.text
+
+
+@pytest.mark.parametrize("family", REGIONAL)
+def test_a_region_edit_fills_the_named_region_and_nothing_else(family: str, tile: RGB) -> None:
+    for edit in _draw(family, tile, 12):
+        name = next(name for name in REGIONS if f"the {name}" in edit.text)
+        left, top, right, bottom = REGIONS[name]
+        height, width = tile.shape[:2]
+        inside = np.zeros((height, width), bool)
+        inside[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = (
+            True
+        )
+        assert not np.any(edit.mask & ~inside)
+        assert edit.mask[inside].mean() > 0.8
+
+
+def test_a_moved_object_leaves_its_place_and_appears_at_the_other(tile: RGB) -> None:
+    for edit in _draw("relocate", tile):
+        _, _, rest = edit.text.partition(" from the ")
+        start, _, end = rest.partition(" to the ")
+        places = [
+            next(name for name in sorted(PLACES, key=len, reverse=True) if words.startswith(name))
+            for words in (start, end or rest.partition(" bring it to the ")[2])
+        ]
+        assert places[0] != places[1]
+        for place in places:
+            column, row = PLACES[place]
+            y, x = round(ROWS[row] * tile.shape[0]), round(COLUMNS[column] * tile.shape[1])
+            assert edit.mask[max(y - 25, 0) : y + 25, max(x - 25, 0) : x + 25].any()
+
+
+def test_an_object_that_shares_its_name_with_another_is_named_by_place(tile: RGB) -> None:
+    ball = Thing("ball", "red", "left", 0.4, 0)
+    twin = Thing("ball", "red", "right", 0.4, 1)
+    names = {refer_to(ball, [twin], np.random.default_rng(seed)) for seed in range(20)}
+    assert names == {"the red ball on the left"}
+    alone = {refer_to(ball, [], np.random.default_rng(seed)) for seed in range(20)}
+    assert alone == {"the red ball", "the red ball on the left"}
+
+
+def test_a_change_that_nobody_sees_is_no_mask(tile: RGB) -> None:
+    almost = np.clip(tile.astype(int) + 2, 0, 255).astype(np.uint8)
+    assert not visible_change(tile, almost).any()
+    assert not visible_change(tile, tile).any()
+
+
+def test_the_same_draw_gives_the_same_edit(tile: RGB) -> None:
+    first, second = (make_edit("add", tile, np.random.default_rng(3)) for _ in range(2))
+    assert first.text == second.text
+    assert np.array_equal(first.after, second.after)
+    assert np.array_equal(first.mask, second.mask)
