@@ -27,8 +27,8 @@ BRIGHTEST_DE = 40.0
 def strip(before: RGB, aligned_after: RGB, difference: NDArray[np.float32], mask: Mask, tile_px: int) -> RGB:
     """Four labelled panels in a row: before, after as aligned, the difference as a heat map, the mask.
 
-    All four are of the input's size (H, W). The result is uint8 RGB of a fixed size for a `tile_px`:
-    height tile_px + LABEL_PX, width 4 tile_px + 3 GAP_PX; a panel's longest side is `tile_px`.
+    All four are of the input's size (H, W). The result is uint8 RGB, 4 tile_px + 3 GAP_PX wide and
+    LABEL_PX higher than the input is with its longest side fitted to `tile_px`.
     """
     heat = cv2.applyColorMap(
         np.clip(difference * (255 / BRIGHTEST_DE), 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO
@@ -39,7 +39,7 @@ def strip(before: RGB, aligned_after: RGB, difference: NDArray[np.float32], mask
         _tile(np.asarray(cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), np.uint8), tile_px),
         _tile(tinted(before, mask, tile_px), tile_px),
     ]
-    canvas = _canvas(4 * tile_px + 3 * GAP_PX, tile_px + LABEL_PX)
+    canvas = _canvas(4 * tile_px + 3 * GAP_PX, panels[0].shape[0] + LABEL_PX)
     for i, panel in enumerate(panels):
         left = i * (tile_px + GAP_PX)
         canvas[LABEL_PX:, left : left + tile_px] = panel
@@ -124,11 +124,11 @@ def preview_jpeg(rgb: RGB, max_bytes: int) -> bytes:
 
 
 def _tile(picture: RGB, tile_px: int) -> RGB:
-    """The picture, fitted, centred on a square of the background."""
+    """The picture, fitted, in the middle of a panel `tile_px` wide."""
     small = fit(picture, tile_px)
-    tile = _canvas(tile_px, tile_px)
-    top, left = (tile_px - small.shape[0]) // 2, (tile_px - small.shape[1]) // 2
-    tile[top : top + small.shape[0], left : left + small.shape[1]] = small
+    tile = _canvas(tile_px, small.shape[0])
+    left = (tile_px - small.shape[1]) // 2
+    tile[:, left : left + small.shape[1]] = small
     return tile
 
 
