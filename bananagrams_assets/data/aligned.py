@@ -56,7 +56,7 @@ def align_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
     name = layout.aligned_table(shard)
     files = {name: write_table(store, name, ALIGNED, rows)}
     return Product(
-        files, _stats(rows, types), preview(strips, [row["key"] for row in _accepted(rows)][: len(strips)])
+        files, _stats(rows, types), preview(strips, [[row["key"]] for row in _accepted(rows)][: len(strips)])
     )
 
 
@@ -127,5 +127,5 @@ def _stats(rows: list[dict[str, Any]], types: dict[str, str]) -> dict[str, Any]:
         "median_confidence": median(row["confidence"] for row in accepted),
         "median_overlap_share": median(row["overlap_share"] for row in accepted),
         "confidence_histogram": histogram(row["confidence"] for row in accepted),
-        "by_edit_type": by_edit_type(rows, types, lambda row: bool(row["accepted"])),
+        "by_edit_type": by_edit_type(rows, types, "accepted", lambda row: bool(row["accepted"])),
     }

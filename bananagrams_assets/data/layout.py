@@ -64,3 +64,7 @@ def overlays_sheet(shard: str) -> str:
 
 def overlays_picture(shard: str, key: str) -> str:
     return f"overlays/{shard}/pictures/{key}.jpg"
+
+
+def receipt(asset: str, partition: str) -> str:
+    return f"receipts/{asset}/{partition}.json"

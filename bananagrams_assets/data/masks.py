@@ -32,7 +32,7 @@ def make_masks(store: Store, profile: Profile, shard: str, say: Say) -> Product:
     alignments = by_key(read_table(store, layout.aligned_table(shard)))
     rows: list[dict[str, Any]] = []
     strips: list[RGB] = []
-    captions: list[str] = []
+    captions: list[list[str]] = []
     with store.open(layout.pairs_tar(shard)) as file, sample_writer(store, layout.masks_tar(shard)) as tar:
         for sample in read_samples(file):
             alignment = alignments.get(sample.key)
@@ -52,7 +52,7 @@ def make_masks(store: Store, profile: Profile, shard: str, say: Say) -> Product:
             rows.append(_row(sample.key, found))
             if len(strips) < PREVIEW_PAIRS:
                 strips.append(_strip(before, after, homography, found))
-                captions.append(records[sample.key]["summary"])
+                captions.append([records[sample.key]["summary"]])
             if len(rows) % 100 == 0:
                 say(f"{shard}: {len(rows)} masks made")
     files = {
@@ -101,5 +101,5 @@ def _stats(rows: list[dict[str, Any]], types: dict[str, str]) -> dict[str, Any]:
         "median_noise": median(row["noise"] for row in made),
         "area_histogram": histogram(row["area"] for row in made),
         "confidence_histogram": histogram(row["confidence"] for row in made),
-        "by_edit_type": by_edit_type(rows, types, lambda row: row["verdict"] == "local"),
+        "by_edit_type": by_edit_type(rows, types, "local", lambda row: row["verdict"] == "local"),
     }

@@ -239,5 +239,5 @@ def _stats(rows: list[dict[str, Any]], size: int) -> dict[str, Any]:
         "median_confidence": median(row["confidence"] for row in written),
         "area_histogram": histogram(row["area"] for row in written),
         "confidence_histogram": histogram(row["confidence"] for row in written),
-        "by_edit_type": by_edit_type(rows, types, lambda row: row["status"] == "written"),
+        "by_edit_type": by_edit_type(rows, types, "written", lambda row: row["status"] == "written"),
     }

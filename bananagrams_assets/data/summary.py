@@ -49,18 +49,21 @@ def histogram(values: Iterable[float]) -> list[int]:
 
 
 def by_edit_type(
-    rows: Iterable[Mapping[str, Any]], types: Mapping[str, str], good: Callable[[Mapping[str, Any]], bool]
+    rows: Iterable[Mapping[str, Any]],
+    types: Mapping[str, str],
+    name: str,
+    holds: Callable[[Mapping[str, Any]], bool],
 ) -> dict[str, dict[str, int]]:
-    """For each edit type, how many rows there are and how many of them are good."""
+    """For each edit type, how many pairs there are and, under `name`, for how many of them something holds."""
     found: dict[str, dict[str, int]] = {}
     for row in rows:
-        entry = found.setdefault(types[row["key"]], {"pairs": 0, "good": 0})
+        entry = found.setdefault(types[row["key"]], {"pairs": 0, name: 0})
         entry["pairs"] += 1
-        entry["good"] += good(row)
+        entry[name] += holds(row)
     return dict(sorted(found.items()))
 
 
-def preview(strips: list[RGB], captions: list[str]) -> bytes | None:
+def preview(strips: list[RGB], captions: list[list[str]]) -> bytes | None:
     """One small JPEG of some strips; None where there is none."""
     from ..vision.overlay import preview_jpeg, sheet
 
