@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -14,7 +15,7 @@ from ..vision.mask import EditMask, edit_mask
 from . import layout
 from .pairs import decode_pair
 from .product import Product, Say
-from .samples import read_samples, sample_writer
+from .samples import Sample, read_samples, sample_writer
 from .store import Store
 from .summary import PREVIEW_PAIRS, PREVIEW_TILE_PX, by_edit_type, counts, histogram, median, preview, reasons
 from .tables import MASKS, by_key, read_table, write_table
@@ -61,6 +62,15 @@ def make_masks(store: Store, profile: Profile, shard: str, say: Say) -> Product:
     }
     types = {key: record["edit_type"] for key, record in records.items()}
     return Product(files, _stats(rows, types), preview(strips, captions))
+
+
+def with_masks(pairs: Iterator[Sample], masks: Iterator[Sample]) -> Iterator[tuple[Sample, bytes | None]]:
+    """Every pair with the PNG of its mask, None where it has none. Both come in key order."""
+    mask = next(masks, None)
+    for pair in pairs:
+        while mask is not None and mask.key < pair.key:
+            mask = next(masks, None)
+        yield pair, mask.parts[MASK_PART] if mask is not None and mask.key == pair.key else None
 
 
 def _row(key: str, found: EditMask) -> dict[str, Any]:

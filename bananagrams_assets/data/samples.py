@@ -54,8 +54,9 @@ def read_samples(file: IO[bytes]) -> Iterator[Sample]:
 
 
 def read_folder(folder: Path) -> Iterator[Sample]:
-    """The samples of a folder, in key order. Raises SampleError."""
-    names = sorted((split_name(path.name), path) for path in folder.iterdir() if path.is_file())
+    """The samples of a folder, in key order; hidden files are none. Raises SampleError."""
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    names = sorted((split_name(path.name), path) for path in files)
     for key, group in groupby(names, key=lambda item: item[0][0]):
         yield _sample(key, ((part, path.read_bytes()) for (_, part), path in group))
 

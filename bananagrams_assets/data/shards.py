@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..vision.images import (
     resize,
 )
 from . import layout
-from .masks import MASK_PART
+from .masks import with_masks
 from .product import Product, Say
 from .samples import Sample, SampleWriter, read_samples, sample_writer
 from .store import Store
@@ -68,8 +68,8 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
         store.open(layout.masks_tar(shard)) as masks,
         sample_writer(store, layout.shard_tar(shard)) as tar,
     ):
-        for pair, mask in _joined(read_samples(pairs), read_samples(masks)):
-            if pair.key not in tables.records or pair.key not in tables.aligned:
+        for pair, mask in with_masks(read_samples(pairs), read_samples(masks)):
+            if mask is None or pair.key not in tables.records or pair.key not in tables.aligned:
                 continue
             try:
                 _pack(tar, pair, mask, tables, profile, config_digest)
@@ -92,16 +92,6 @@ def dataset_digest(profile: Profile) -> str:
     """16 hex digits over the settings that shape a sample's files."""
     sections = (profile.fetch, profile.align, profile.mask, profile.shards)
     return digest_of([section.digest() for section in sections])
-
-
-def _joined(pairs: Iterator[Sample], masks: Iterator[Sample]) -> Iterator[tuple[Sample, bytes]]:
-    """Pairs that have a mask, with it. Both come in key order."""
-    mask = next(masks, None)
-    for pair in pairs:
-        while mask is not None and mask.key < pair.key:
-            mask = next(masks, None)
-        if mask is not None and mask.key == pair.key:
-            yield pair, mask.parts[MASK_PART]
 
 
 def _pack(

@@ -54,7 +54,7 @@ def by_edit_type(
     name: str,
     holds: Callable[[Mapping[str, Any]], bool],
 ) -> dict[str, dict[str, int]]:
-    """For each edit type, how many pairs there are and, under `name`, for how many of them something holds."""
+    """For each edit type, how many `pairs` there are and, under `name`, how many for which `holds`."""
     found: dict[str, dict[str, int]] = {}
     for row in rows:
         entry = found.setdefault(types[row["key"]], {"pairs": 0, name: 0})
