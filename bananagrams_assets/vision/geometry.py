@@ -67,17 +67,23 @@ def polygon_area(polygon: Floats) -> float:
 
 def polygon_mask(polygon: Floats, size: Size) -> Mask:
     """The pixels of a (width, height) picture whose centres lie in a convex polygon: bool (H, W)."""
-    inside = np.full((size[1], size[0]), len(polygon) >= 3)
-    if not inside.any():
-        return inside
-    x, y = np.arange(size[0]), np.arange(size[1])[:, None]
-    turn = np.sign(_signed_area(polygon))
+    y = np.arange(size[1], dtype=np.float64)
+    left, right = np.full(size[1], -np.inf), np.full(size[1], np.inf)
+    turn = np.sign(_signed_area(polygon)) if len(polygon) >= 3 else 0.0
+    if turn == 0:
+        return np.zeros((size[1], size[0]), bool)
     for (ax, ay), (bx, by) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-        # A rounding error must not lose the row of pixels that an edge runs through.
-        inside &= turn * ((bx - ax) * (y - ay) - (by - ay) * (x - ax)) >= -1e-6 * (
-            abs(bx - ax) + abs(by - ay)
-        )
-    return inside
+        # Inside is slope x + rest >= 0; a rounding error must not lose the pixels that an edge runs through.
+        slope = -turn * (by - ay)
+        rest = turn * ((bx - ax) * (y - ay) + (by - ay) * ax) + 1e-6 * (abs(bx - ax) + abs(by - ay))
+        if slope > 0:
+            left = np.maximum(left, -rest / slope)
+        elif slope < 0:
+            right = np.minimum(right, -rest / slope)
+        else:
+            left = np.where(rest >= 0, left, np.inf)
+    x = np.arange(size[0], dtype=np.float64)
+    return (x >= left[:, None]) & (x <= right[:, None])
 
 
 def warp(after: RGB, homography: Floats, size: Size) -> tuple[RGB, Mask]:

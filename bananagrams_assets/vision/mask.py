@@ -20,6 +20,9 @@ from bananagrams_assets.vision.tone import Picture, explain_tone, lab
 Difference: TypeAlias = NDArray[np.float32]
 """(H, W), CIE Lab dE"""
 
+BAND_ROWS = 64
+"""Differencing works through bands of rows: what fits the processor's cache is done twice as fast."""
+
 OUTLINE_PX = 3
 OUTLINE_SHARE = 0.5
 
@@ -69,15 +72,14 @@ def edit_mask(
     tone = explain_tone(small, drawn, known)
     difference = lab_difference(small, tone.picture, settings.blur_kernel_px)
     difference[~known] = 0
-    noise = float(np.median(difference[tone.unchanged])) if tone.unchanged.any() else 0.0
+    noise = noise_level(difference, tone.unchanged)
     low = max(settings.threshold_low, settings.noise_low * noise)
     high = max(settings.threshold_high, settings.noise_high * noise)
     mask = hysteresis(difference, low, high)
     mask = tighten(mask, difference)
     mask = opened_and_closed(mask, difference > low / 2, settings.open_px, settings.close_px)
-    mask = without_specks(mask, settings.smallest_component)
+    mask, components = without_specks(mask, settings.smallest_component)
     area = float(mask[known].mean()) if known.any() else 0.0
-    components = int(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0]) - 1
     evidence = global_evidence(tone.shift, noise, area, settings) / UNDECIDED.get(scope, 1.0)
     clear = float((difference[known & ~mask] < low / 2).mean()) if (known & ~mask).any() else 0.0
     if evidence >= 1 and known.any():
@@ -140,8 +142,21 @@ def lab_difference(before: RGB, after: Picture, blur_px: int) -> Difference:
     Distance in CIE Lab of each pixel to the range of the other picture's 3 x 3 neighbourhood, the larger
     of both ways: an edge that moved a little stays within the range, new content does not.
     """
-    one, other = (_lab(picture, blur_px) for picture in (before, after))
-    return np.maximum(_outside(one, other), _outside(other, one))
+    height, margin = before.shape[0], blur_px // 2 + 1
+    difference = np.empty(before.shape[:2], np.float32)
+    for top in range(0, height, BAND_ROWS):
+        first, last = max(0, top - margin), min(height, top + BAND_ROWS + margin)
+        one, other = _lab(before[first:last], blur_px), _lab(after[first:last], blur_px)
+        band = cv2.sqrt(cv2.max(_outside(one, other), _outside(other, one)))
+        difference[top : top + BAND_ROWS] = band[top - first : top - first + BAND_ROWS]
+    return difference
+
+
+def noise_level(difference: Difference, unchanged: Mask) -> float:
+    """Median dE of the unchanged pixels (of a grid of them, where there are many); 0 where there are none."""
+    step = max(1, max(difference.shape) // 320)
+    values = difference[::step, ::step][unchanged[::step, ::step]]
+    return float(np.median(values)) if values.size else 0.0
 
 
 def hysteresis(difference: Difference, low: float, high: float) -> Mask:
@@ -150,7 +165,7 @@ def hysteresis(difference: Difference, low: float, high: float) -> Mask:
     keep = np.zeros(labels.max() + 1, bool)
     keep[labels[difference > high]] = True
     keep[0] = False
-    return np.asarray(keep[labels])
+    return keep.take(np.asarray(labels))
 
 
 def tighten(mask: Mask, difference: Difference) -> Mask:
@@ -174,12 +189,12 @@ def opened_and_closed(mask: Mask, above_noise: Mask, open_px: int, close_px: int
     return picture > 0
 
 
-def without_specks(mask: Mask, smallest: float) -> Mask:
-    """Without components (8 neighbours) under a share of the picture."""
+def without_specks(mask: Mask, smallest: float) -> tuple[Mask, int]:
+    """Without components (8 neighbours) under a share of the picture, and how many are left."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     keep = stats[:, cv2.CC_STAT_AREA] >= smallest * mask.size
     keep[0] = False
-    return np.asarray(keep[labels])
+    return keep.take(np.asarray(labels)), int(keep.sum())
 
 
 def _lab(picture: NDArray[Any], blur_px: int) -> NDArray[np.float32]:
@@ -189,11 +204,13 @@ def _lab(picture: NDArray[Any], blur_px: int) -> NDArray[np.float32]:
 
 
 def _outside(one: NDArray[np.float32], other: NDArray[np.float32]) -> Difference:
+    """Squared distance (H, W) of each pixel to the other picture's range around it."""
     kernel = np.ones((3, 3), np.uint8)
-    over = one - cv2.dilate(other, kernel)
-    under = cv2.erode(other, kernel) - one
-    distance = np.maximum(np.maximum(over, under), 0)
-    return np.asarray(np.sqrt(np.einsum("hwc,hwc->hw", distance, distance)), np.float32)
+    within = cv2.min(cv2.max(one, cv2.erode(other, kernel)), cv2.dilate(other, kernel))
+    distance = cv2.subtract(one, within)
+    return np.asarray(
+        cv2.transform(cv2.multiply(distance, distance), np.ones((1, 3), np.float32)), np.float32
+    )
 
 
 def _disc(px: int) -> NDArray[np.uint8]:

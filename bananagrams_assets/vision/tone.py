@@ -27,6 +27,9 @@ FIELD_SIGMA = 0.06
 SCALES = (40.0, 24.0, 14.0, 10.0)
 """Levels at which a pixel's difference counts half, one for each step of the fit (annealing)."""
 
+LEAST_SLOPE = 0.15
+"""A curve flatter than this does not explain a picture, it erases it."""
+
 UNCHANGED = 12.0
 """Levels within which the fit calls a pixel unchanged, at the small copy."""
 
@@ -104,7 +107,8 @@ def _fit_curve(goal: Picture, drawn: Picture) -> NDArray[np.float32]:
                 weighted.T @ t + prior * float(weight.mean()),
                 weighted.T @ goal[:, c] + prior @ start[:, c] * float(weight.mean()),
             )
-    return curve
+    slope = (curve[1] + curve[2]) / 255.0  # from black to white
+    return curve if slope.min() >= LEAST_SLOPE else start
 
 
 def _apply_curve(picture: NDArray[Any], curve: NDArray[np.float32]) -> Picture:
