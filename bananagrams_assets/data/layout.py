@@ -68,3 +68,7 @@ def overlays_picture(shard: str, key: str) -> str:
 
 def receipt(asset: str, partition: str) -> str:
     return f"receipts/{asset}/{partition}.json"
+
+
+def receipt_preview(asset: str, partition: str) -> str:
+    return f"receipts/{asset}/{partition}.jpg"

@@ -109,8 +109,9 @@ def write_receipt(
 ) -> Receipt:
     """Record that a partition is finished; call it after all its files are in the store."""
     stage = STAGES[asset]
+    content = product.content or digest_of({name: info.sha256 for name, info in product.files.items()})
     receipt = Receipt(
-        asset, partition, stage.version, stage.settings(profile), dict(upstream), product.version(),
+        asset, partition, stage.version, stage.settings(profile), dict(upstream), content,
         dict(product.files), dict(product.stats),
     )  # fmt: skip
     if product.preview:

@@ -1,5 +1,7 @@
 """What must hold of an asset before others may rely on it."""
 
+import warnings
+
 import dagster as dg
 
 from ..data import layout
@@ -9,6 +11,9 @@ from .dataset import manifest, shards
 from .model import mask_model
 from .partitions import PROFILE, shard_partitions
 from .resources import StoreResource
+
+# Partitioned checks are a preview in Dagster 1.13. They are what tells a person which shard is bad.
+warnings.filterwarnings("ignore", message=".*partitions_def on an AssetCheckSpec", category=dg.PreviewWarning)
 
 
 @dg.asset_check(asset=manifest, blocking=True)
