@@ -93,9 +93,23 @@ def sample_writer(store: Store, name: str) -> Iterator[SampleWriter]:
         writer.close()
 
 
+class _Tail:
+    """A file for reading that remembers its last bytes: a tar ends with two empty blocks of 512."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.last = b""
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.last = (self.last + data)[-1024:]
+        return data
+
+
 def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
+    tail = _Tail(file)
     try:
-        with tarfile.open(fileobj=file, mode="r|") as tar:
+        with tarfile.open(fileobj=cast("IO[bytes]", tail), mode="r|") as tar:
             for member in tar:
                 key, part = split_name(member.name)
                 content = tar.extractfile(member) if member.isreg() else None
@@ -105,6 +119,9 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
                 tar.members.clear()  # type: ignore[attr-defined]
     except tarfile.TarError as error:
         raise SampleError(f"not a whole tar: {error}") from error
+    # tarfile takes a file that was cut between two members for a whole one.
+    if tail.last.strip(b"\0"):
+        raise SampleError("not a whole tar: its end is missing")
 
 
 def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> Sample:
