@@ -162,7 +162,7 @@ class MaskSettings(Section):
     )
     blur_kernel_px: int = Field(3, ge=1, le=51, description="Gaussian blur before differencing, odd; 1: none")
     threshold_low: Positive = Field(3.0, description="least colour difference (CIE Lab dE) of a mask pixel")
-    threshold_high: Positive = Field(10.0, description="least dE that starts a mask component")
+    threshold_high: Positive = Field(13.0, description="least dE that starts a mask component")
     noise_low: float = Field(4.5, ge=0, description="low threshold, in units of the pair's own noise")
     noise_high: float = Field(11.0, ge=0, description="high threshold, in units of the pair's own noise")
     open_px: int = Field(1, ge=1, le=51, description="opening kernel, odd; 1: none")

@@ -24,7 +24,7 @@ BAND_ROWS = 64
 """Differencing works through bands of rows: what fits the processor's cache is done twice as fast."""
 
 OUTLINE_PX = 3
-OUTLINE_SHARE = 0.5
+OUTLINE_SHARE = 0.4
 
 GLOBAL_SHIFT = 12.0
 """dE of tone from which a picture counts as toned anew. Redrawing alone moves it by 1 to 8."""
@@ -114,17 +114,22 @@ def _confidence(
     components: int,
     evidence: float,
 ) -> float:
-    """Geometric mean of five shares, 0..1 each, for a local mask.
+    """Solidity times the geometric mean of four shares, 0..1 each, for a local mask.
 
-    separation: 1 - exp(1 - d / low) of the median dE d in the mask; clear: the share of the rest under
-    half the low threshold; whole: 1 / (1 + components / 16); inside: 1 - the mask's share of the
-    overlap's outermost pixels / 2; local: 1 - half the evidence of a global edit.
+    solidity: 1 - the outline's share of the mask's pixels / 2, about the IoU that an error of half a
+    pixel all round leaves; separation: 1 - exp(-d / low) with the 20th percentile d of the mask's dE;
+    clear: the share of the rest under half the low threshold; whole: 1 / (1 + components / 16);
+    inside: 1 - the mask's share of the overlap's outermost pixels / 2. Times 1 - half the evidence of a
+    global edit.
     """
-    separation = 1 - np.exp(1 - max(1.0, float(np.median(difference[mask])) / low))
-    rim = known & ~(cv2.erode(known.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) > 0)
+    pixels = mask.astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    solidity = 0.5 + 0.5 * float(cv2.erode(pixels, kernel).sum()) / float(pixels.sum())
+    separation = 1 - np.exp(-float(np.percentile(difference[mask], 20)) / low)
+    rim = known & (cv2.erode(known.astype(np.uint8), kernel, borderValue=0) == 0)
     inside = 1 - (float(mask[rim].mean()) if rim.any() else 0.0) / 2
-    shares = (separation, clear, 1 / (1 + components / 16), inside, 1 - evidence / 2)
-    return float(np.prod(shares) ** (1 / len(shares)))
+    shares = (separation, clear, 1 / (1 + components / 16), inside)
+    return float(solidity * np.prod(shares) ** 0.25 * (1 - evidence / 2))
 
 
 def known_area(overlap: Floats, size: tuple[int, int], work: tuple[int, int], border_px: int) -> Mask:
@@ -169,10 +174,10 @@ def hysteresis(difference: Difference, low: float, high: float) -> Mask:
 
 
 def tighten(mask: Mask, difference: Difference) -> Mask:
-    """Within 3 px of the outline, without pixels under half of the largest difference around them.
+    """Without, within 3 px of the outline, pixels under 0.4 of the largest difference around them.
 
-    Blur and neighbourhood ranges widen an edit; its true edge is where the difference is half of what
-    it is inside.
+    Blur and neighbourhood ranges widen an edit; its true edge is where the difference is about half of
+    what it is inside.
     """
     kernel = np.ones((2 * OUTLINE_PX + 1, 2 * OUTLINE_PX + 1), np.uint8)
     inner = cv2.erode(mask.astype(np.uint8), kernel) > 0
