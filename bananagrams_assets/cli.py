@@ -406,9 +406,9 @@ def read_picture(path: str, profile: Profile) -> Any:
 
 def write_overlay(path: str, picture: Any, found: Any) -> None:
     from .vision.images import encode_jpeg
-    from .vision.overlay import outline
+    from .vision.overlay import tinted
 
-    Path(path).write_bytes(encode_jpeg(outline(picture, found), 90))
+    Path(path).write_bytes(encode_jpeg(tinted(picture, found, max(picture.shape)), 90))
     click.echo(path)
 
 

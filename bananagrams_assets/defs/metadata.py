@@ -1,7 +1,7 @@
 """A receipt as the metadata that a person reads in the UI."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -30,14 +30,17 @@ def describe(store: Store, outcome: Outcome) -> dict[str, Any]:
 
 
 def figure(value: Any) -> Any:
-    """A number as it is; counts by name as a table; anything else as JSON."""
-    if isinstance(value, (bool, int, float, str)):
+    """A number as it is; counts by name, or a histogram over 0..1, as a table with bars; else JSON."""
+    if isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Mapping) and value and all(isinstance(n, (int, float)) for n in value.values()):
+    if isinstance(value, list) and value and _all_numbers(value):
+        value = {f"{i / len(value):.1f} to {(i + 1) / len(value):.1f}": n for i, n in enumerate(value)}
+    if isinstance(value, Mapping) and value and _all_numbers(value.values()):
         largest = max(map(abs, value.values())) or 1
-        rows = [
-            f"| {name} | {count:g} | {'█' * round(20 * abs(count) / largest)} |"
-            for name, count in value.items()
-        ]
+        rows = [f"| {name} | {n:g} | {'█' * round(20 * abs(n) / largest)} |" for name, n in value.items()]
         return dg.MetadataValue.md("\n".join(["| | | |", "|---|--:|---|", *rows]))
     return dg.MetadataValue.json(value)
+
+
+def _all_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
