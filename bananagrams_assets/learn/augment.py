@@ -91,4 +91,4 @@ def _recolor(picture: Plane, strength: float, rng: np.random.Generator) -> Plane
     grey = x @ np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
     x = grey[..., None] + (x - grey[..., None]) * saturation
     mean = grey.mean()
-    return np.clip(mean + (x - mean) * contrast, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(mean + (x - mean) * contrast, 0, 255), np.uint8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -131,6 +131,10 @@ class Split(Sequence[Sample]):
         """The mask alone, uint8 0/1 (H, W)."""
         return decode_mask(self._read(self._entries[index].mask)).astype(np.uint8)
 
+    def text(self, index: int) -> str:
+        """The instruction alone."""
+        return self._read(self._entries[index].text).decode()
+
     def select(self, settings: TrainSettings) -> Split:
         """The samples that are confident enough and, unless whole-picture edits are wanted, local."""
         if settings.min_confidence == 0 and settings.include_global:
@@ -167,7 +171,14 @@ class Split(Sequence[Sample]):
 class TrainingSet(Dataset[tuple[str, str, Plane, Plane, Plane]]):
     """Samples at `side_px`, augmented, addressed by (epoch, position): the same address, the same pixels."""
 
-    def __init__(self, split: Split, side_px: int, settings: AugmentSettings | None, seed: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        side_px: int,
+        settings: AugmentSettings | None = None,
+        seed: int = 0,
+        cache: bool = True,
+    ) -> None:
         self.split = split
         self.side_px = side_px
         self.settings = settings
@@ -175,7 +186,7 @@ class TrainingSet(Dataset[tuple[str, str, Plane, Plane, Plane]]):
         # Stored larger than needed by what a crop may cut away, so that a crop loses no resolution.
         self._stored_px = round(side_px / (1 - (settings.crop if settings else 0)))
         fits = len(split) * self._stored_px**2 * 5 <= CACHE_BYTES
-        self._cache: dict[int, tuple[str, str, Plane, Plane, Plane]] | None = {} if fits else None
+        self._cache: dict[int, tuple[str, str, Plane, Plane, Plane]] | None = {} if cache and fits else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -187,14 +198,17 @@ class TrainingSet(Dataset[tuple[str, str, Plane, Plane, Plane]]):
         if self.settings is not None:
             rng = np.random.default_rng([self.seed, epoch, index])
             picture, mask, known, text = augment(picture, mask, known, text, self.settings, rng)
-        return key, text, *(to_square(plane, self.side_px) for plane in (picture, mask, known))
+        picture, mask, known = (to_square(plane, self.side_px) for plane in (picture, mask, known))
+        return key, text, picture, mask, known
 
     def _stored(self, index: int) -> tuple[str, str, Plane, Plane, Plane]:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self.split[index]
-        planes = (to_square(plane, self._stored_px) for plane in (sample.picture, sample.mask, sample.known))
-        stored = (sample.key, sample.text, *planes)
+        picture, mask, known = (
+            to_square(plane, self._stored_px) for plane in (sample.picture, sample.mask, sample.known)
+        )
+        stored = sample.key, sample.text, picture, mask, known
         if self._cache is not None:
             self._cache[index] = stored
         return stored
@@ -275,19 +289,34 @@ def addresses(samples: int, batch: int, seed: int, step: int, rank: int, world: 
     return [(at // samples, int(_order(samples, seed, at // samples)[at % samples])) for at in stream]
 
 
-def batches(
-    dataset: TrainingSet, sampler: Iterator[list[tuple[int, int]]], workers: int, pin: bool = False
-) -> Iterator[Batch]:
-    """Batches for each list of addresses, loaded ahead by `workers` processes (0: in this one)."""
-    loader: DataLoader[Any] = DataLoader(
+class Steps:
+    """The addresses of one rank's part of each step from `first` to before `last`, for a DataLoader."""
+
+    def __init__(
+        self, samples: int, batch: int, seed: int, first: int, last: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.steps = range(first, last)
+        self._step = lambda step: addresses(samples, batch, seed, step, rank, world)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return map(self._step, self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def loader(
+    dataset: TrainingSet, steps: Iterable[list[tuple[int, int]]], workers: int, pin: bool = False
+) -> DataLoader[Any]:
+    """The Batch of each list of addresses, loaded ahead by `workers` processes (0: in this one)."""
+    return DataLoader(
         dataset,
-        batch_sampler=list(sampler),  # type: ignore[arg-type]
+        batch_sampler=steps,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
     )
-    yield from loader
 
 
 def collate(samples: Sequence[tuple[str, str, Plane, Plane, Plane]]) -> Batch:

@@ -137,13 +137,13 @@ class Fusion(nn.Module):
     def forward(self, features: Sequence[Tensor], words: Tensor, mask: Tensor) -> list[Tensor]:
         """Four of (B, C, h, w), words (B, T, D) and mask (B, T) → the same with D channels where fused."""
         fused = list(features)
-        for key, layers in self.layers.items():
+        for key, project in self.project.items():
             index = STRIDES.index(int(key))
-            grid = self.project[key](features[index])
+            grid = project(features[index])
             B, D, h, w = grid.shape
             x = grid.flatten(2).mT
             position = grid_positions(h, w, D, grid.device).to(x.dtype)
-            for layer in layers:
+            for layer in self.layers[key]:  # type: ignore[attr-defined]
                 x = layer(x, position, words, mask)
             fused[index] = x.mT.reshape(B, D, h, w)
         return fused
@@ -266,8 +266,13 @@ def load_resnet(name: str, weights: str) -> torchvision.models.ResNet:
 def widen(conv: nn.Conv2d) -> nn.Conv2d:
     """The convolution with two more input channels, their weights zero: its function is unchanged."""
     wider = nn.Conv2d(
-        conv.in_channels + 2, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False
-    )  # type: ignore[arg-type]
+        conv.in_channels + 2,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        bias=False,
+    )
     with torch.no_grad():
         wider.weight.zero_()
         wider.weight[:, : conv.in_channels] = conv.weight

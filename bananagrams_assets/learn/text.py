@@ -64,7 +64,7 @@ class TextEncoder(nn.Module):
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         self._cache, self._cached_bytes = {}, 0  # cached features stay on the old device
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 class RandomTokens(TextEncoder):
@@ -110,7 +110,8 @@ class TextTower(TextEncoder):
         config = getattr(tower, "config", None)
         pad = getattr(config, "pad_token_id", None) if config is not None else getattr(tower, "pad_id", 0)
         self._pad = 0 if pad is None else int(pad)
-        self.tower = tower.eval().requires_grad_(not frozen)
+        # Frozen weights are kept at half precision, as OpenAI's were published: their file is half as large.
+        self.tower = (tower.half().float() if frozen else tower).eval().requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> TextTower:
         """A frozen tower stays in evaluation mode, so that its features can be computed once."""

@@ -1,0 +1,107 @@
+"""A training process: its job, its place among others, and how it is asked to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config import Profile, validate
+
+
+class Stopped(RuntimeError):
+    """The process was asked to end by a signal, and did after writing a checkpoint."""
+
+    def __init__(self, number: int, step: int, total: int, where: str) -> None:
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stopped by {name} after step {step} of {total}; go on with `bananagrams train --resume {where}`"
+        )
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the job file says."""
+
+    profile: Profile
+    store: str
+    tracking_uri: str
+    mlflow_run_id: str
+    resume: str | None
+    output: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that train together."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def read_job(path: Path) -> Job:
+    """Read a job file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Job(profile=validate(content.pop("profile"), str(path)), **content)
+
+
+@contextmanager
+def join() -> Iterator[Place]:
+    """This process's place, as torchrun says in the environment; alone without it."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield Place(rank, world, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def parallel(net: nn.Module, place: Place) -> nn.Module:
+    """The network, its gradients averaged over all processes where there are several."""
+    if place.world == 1:
+        return net
+    if place.device.type == "cuda":
+        # A device's share of a batch may be too small for statistics of its own.
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+    return DistributedDataParallel(net, device_ids=[place.device] if place.device.type == "cuda" else None)
+
+
+@contextmanager
+def listen_for_stop(place: Place) -> Iterator[Callable[[], int]]:
+    """Yields a function that tells the SIGTERM or SIGINT that rank 0 has received, or 0.
+
+    Other ranks ignore the signals: their gradients are needed for rank 0 to finish its step, after which
+    its exit ends them.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    action = note if place.rank == 0 else signal.SIG_IGN
+    before = {number: signal.signal(number, action) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,122 @@
+"""What becomes of a trained network: scores, files in the store, a registered version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ..config import ConfigError, Profile
+from ..data.store import Store
+from ..vision.images import encode_jpeg, fit
+from . import checkpoint, registry, report
+from .baselines import Mask, mean_mask
+from .dataset import DatasetError, Split, open_split
+from .evaluate import score
+from .network import MaskNet
+from .predict import DESCRIPTION, WEIGHTS, make_predictor
+from .process import Job
+
+Say = Callable[[str], None]
+
+
+def publish(
+    job: Job,
+    store: Store,
+    net: MaskNet,
+    train_split: Split,
+    dev_split: Split,
+    facts: Mapping[str, Any],
+    log: registry.RunLog,
+    say: Say,
+) -> dict[str, Any]:
+    """Score the trained network, write it to the store and register it; returns model.json's content."""
+    profile = job.profile
+    predictor = make_predictor(net, profile.train.side_px)
+    mean = mean_mask(train_split)
+    scores = {"dev": score(predictor, dev_split, mean)}
+    digests = {"train": train_split.digest, "dev": dev_split.digest}
+    try:
+        with open_split(store, "test") as test_split:
+            scores["test"] = score(predictor, test_split, mean)
+            digests["test"] = test_split.digest
+    except DatasetError as error:
+        say(f"not scored on test: {error}")
+    for split, found in scores.items():
+        figures = {f"{split}_{key}": value for key, value in found["model"].items()}
+        figures[f"{split}_shuffled_iou"] = found["shuffled"]
+        figures.update({f"{split}_{key}_mask_iou": value for key, value in found["baselines"].items()})
+        log.metrics(figures, facts["steps"])
+        baselines = ", ".join(f"{key} {value:.3f}" for key, value in found["baselines"].items())
+        say(
+            f"{split}: mean IoU {found['model']['mean_iou']:.3f}, "
+            f"overall {found['model']['overall_iou']:.3f}; trivial masks {baselines}; "
+            f"shuffled instructions {found['shuffled']:.3f}"
+        )
+    dev = scores["dev"]
+    weights = safetensors.torch.save(checkpoint.weights_of(net))
+    summary = {
+        "dev_iou": dev["model"]["mean_iou"],
+        "baselines": dev["baselines"],
+        "shuffled_iou": dev["shuffled"],
+        **({"test_iou": scores["test"]["model"]["mean_iou"]} if "test" in scores else {}),
+        **facts,
+    }
+    content: dict[str, Any] = {
+        "format": 1,
+        **sections(profile),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "run_id": job.mlflow_run_id,
+        "dataset": digests,
+        "summary": summary,
+        "metrics": scores,
+        "torch": torch.__version__,
+    }
+    log.file("metrics.json", json.dumps(scores, indent=1).encode())
+    log.file("dev_predictions.png", report.overlay_sheet(predictor, dev_split))
+    tags = {
+        **job.tags,
+        "dev_iou": repr(summary["dev_iou"]),
+        "baseline_iou": repr(max(dev["baselines"].values())),
+        "dev_dataset": dev_split.digest,
+        **{f"dataset_{split}": digest for split, digest in digests.items()},
+        **champion_score(job, dev_split, mean, say),
+    }
+    with tempfile.TemporaryDirectory(prefix="bananagrams-") as name:
+        folder = Path(name)
+        (folder / WEIGHTS).write_bytes(weights)
+        (folder / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        sample = dev_split[0]
+        example = encode_jpeg(fit(sample.picture, profile.train.side_px), 90), sample.text
+        version = registry.register(job.tracking_uri, profile, job.mlflow_run_id, folder, example, tags)
+    content["version"] = version
+    store.write(f"{job.output}/{WEIGHTS}", weights)
+    store.write(f"{job.output}/{DESCRIPTION}", json.dumps(content, indent=1).encode())
+    say(f"registered as {profile.mlflow.registered_model} version {version}, alias {registry.CHALLENGER}")
+    return content
+
+
+def champion_score(job: Job, dev_split: Split, mean: Mask, say: Say) -> dict[str, str]:
+    """Tags that hold today's champion's dev IoU on this dataset, for `registry.promote` to compare with."""
+    version = registry.find(job.tracking_uri, job.profile, registry.CHAMPION)
+    if version is None:
+        return {}
+    try:
+        champion = registry.load(job.tracking_uri, job.profile, version)
+    except (registry.RegistryError, checkpoint.CheckpointError, ConfigError, OSError) as error:
+        say(f"the champion, version {version}, cannot be scored on this dataset: {error}")
+        return {}
+    dev_iou = score(champion, dev_split, mean)["model"]["mean_iou"]
+    say(f"the champion, version {version}, has dev IoU {dev_iou:.3f} on this dataset")
+    return {"champion_version": version, "champion_dev_iou": repr(dev_iou)}
+
+
+def sections(profile: Profile) -> dict[str, Any]:
+    """The parts of the profile that a stored model is rebuilt from."""
+    return profile.model_dump(mode="json", include={"model", "train"})
