@@ -20,7 +20,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,7 @@ ATTRIBUTION = "ATTRIBUTION.csv"
 `author`, `license`."""
 
 _EDGE = 2**16
+_FIELDS = tuple(field.name for field in fields(Record))
 
 
 class ManifestError(SourceError):
@@ -128,7 +129,7 @@ def _insert_reject(database: sqlite3.Connection, number: int, reject: Reject) ->
 
 
 def _insert_record(database: sqlite3.Connection, number: int, record: Record, attribution: str) -> None:
-    row = {**asdict(record), "attribution": attribution}
+    row = {name: getattr(record, name) for name in _FIELDS} | {"attribution": attribution}
     # Where a record stands, and where its local files lie, is no part of what it says.
     left_out = ("line", "manifest", "local_input", "local_output")
     digest = _digest({name: value for name, value in row.items() if name not in left_out})

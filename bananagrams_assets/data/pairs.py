@@ -8,25 +8,27 @@ import errno
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..config import FetchSettings, Profile
 from ..vision.images import RGB, PictureError, decode, encode_jpeg, fit, probe
 from . import layout
 from .fetch import Fetched, Fetcher, FetchError, open_fetcher
 from .product import Product, Say
-from .samples import Sample, SampleWriter, sample_writer
+from .samples import Sample, SampleError, SampleWriter, read_samples, sample_writer
 from .store import Store
-from .tables import PAIRS, read_table, reason_class, write_table
+from .tables import PAIRS, by_key, read_notes, read_table, reason_class, write_table
 
 PARTS = ("input", "edited")
 FITTED_QUALITY = 95
 """JPEG quality of pictures that were fitted. PNG would keep the edited one's pixels, at six times the
 bytes; at this quality JPEG adds about a third of a grey level, under the generator's own noise."""
 
+_LOCAL = "local"
+_SETTINGS = "fetch"
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
 _UNREACHED = 64
 _MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
@@ -50,17 +52,22 @@ def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
 
     Pictures are stored as received, or, where `fetch.largest_side_px` is set and a picture is larger,
     fitted to it as JPEG of quality 95. At most `fetch.concurrency` pairs are in memory. A picture that
-    cannot be had or decoded is a row with its reason. Raises FetchError where not one server answered,
-    StoreError and OSError for faults of this machine.
+    cannot be had or decoded is a row with its reason. Pairs that an earlier build of this shard holds are
+    taken from there and not asked for again, so that a rebuild fetches what is new and what failed; to
+    fetch all anew, delete the shard's table. Raises FetchError where not one server answered, StoreError
+    and OSError for faults of this machine.
     """
     records = read_table(store, layout.manifest_table(shard))
-    with sample_writer(store, layout.pairs_tar(shard)) as tar:
-        rows = asyncio.run(_fetch_all(records, profile.fetch, tar, say, shard))
+    digest = profile.fetch.digest()
+    with _earlier(store, shard, digest) as earlier, sample_writer(store, layout.pairs_tar(shard)) as tar:
+        rows = asyncio.run(_fetch_all(records, earlier, profile.fetch, tar, say, shard))
+    table = layout.pairs_table(shard)
     files = {
         layout.pairs_tar(shard): tar.file.info,
-        layout.pairs_table(shard): write_table(store, layout.pairs_table(shard), PAIRS, rows),
+        table: write_table(store, table, PAIRS, rows, {_SETTINGS: digest}),
     }
-    return Product(files, _stats(rows), content=_content(rows, tar.file.info.sha256))
+    stats = {**_stats(rows), "kept": earlier.kept}
+    return Product(files, stats, content=_content(rows, tar.file.info.sha256))
 
 
 def decode_pair(sample: Sample, max_pixels: int) -> tuple[RGB, RGB]:
@@ -77,16 +84,75 @@ def decode_pair(sample: Sample, max_pixels: int) -> tuple[RGB, RGB]:
     return pictures[0], pictures[1]
 
 
+class _Earlier:
+    """The pairs that an earlier build of a shard holds: its rows, and its tar, read along in key order."""
+
+    def __init__(self, rows: dict[str, dict[str, Any]], samples: Iterator[Sample]) -> None:
+        self.kept = 0
+        self._rows, self._samples = rows, samples
+        self._next: Sample | None = None
+
+    def row(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The row of a pair that was fetched and would be the same today."""
+        row = self._rows.get(record["key"])
+        if row is None or row["status"] != "ok":
+            return None
+        for part, local, url in _places(record):
+            if row[f"from_{part}"] != (_LOCAL if local else url):
+                return None
+            if local and _sha256_of_file(Path(local)) != row[f"sha256_{part}"]:
+                return None
+        return row
+
+    def sample(self, key: str) -> Sample | None:
+        """The stored pictures; keys must be asked for in order. None where the tar lacks them."""
+        try:
+            while self._next is None or self._next.key < key:
+                self._next = next(self._samples)
+        except (StopIteration, SampleError):
+            # A damaged tar is no reason to stop: what it does not hold is fetched.
+            self._samples, self._next = iter(()), None
+            return None
+        return self._next if self._next.key == key else None
+
+
+@contextlib.contextmanager
+def _earlier(store: Store, shard: str, digest: str) -> Iterator[_Earlier]:
+    table, tar = layout.pairs_table(shard), layout.pairs_tar(shard)
+    found = store.exists(table) and store.exists(tar)
+    if not found or read_notes(store, table).get(_SETTINGS) != digest:
+        yield _Earlier({}, iter(()))
+        return
+    rows = by_key(read_table(store, table))
+    with store.open(tar) as file:
+        yield _Earlier(rows, read_samples(file))
+
+
 async def _fetch_all(
-    records: list[dict[str, Any]], settings: FetchSettings, tar: SampleWriter, say: Say, shard: str
+    records: list[dict[str, Any]],
+    earlier: _Earlier,
+    settings: FetchSettings,
+    tar: SampleWriter,
+    say: Say,
+    shard: str,
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     answered = False
     async with (
         open_fetcher(settings) as fetcher,
-        contextlib.aclosing(_ahead(records, fetcher, settings)) as pairs,
+        contextlib.aclosing(_ahead(records, earlier, fetcher, settings)) as pairs,
     ):
-        async for record, pictures in pairs:
+        async for record, row, pictures in pairs:
+            sample = earlier.sample(record["key"]) if row is not None else None
+            if row is not None and sample is not None:
+                earlier.kept += 1
+                answered = True
+                for part, data in sample.parts.items():
+                    tar.add(record["key"], part, data)
+                rows.append(row)
+                continue
+            if row is not None:
+                pictures = await _pair(record, fetcher, settings)
             row = _row(record, pictures)
             if row["status"] == "ok":
                 for part, picture in zip(PARTS, pictures, strict=True):
@@ -103,39 +169,58 @@ async def _fetch_all(
     return rows
 
 
+_Ahead: TypeAlias = "tuple[dict[str, Any], dict[str, Any] | None, asyncio.Task[list[_Picture]] | None]"
+
+
 async def _ahead(
-    records: list[dict[str, Any]], fetcher: Fetcher, settings: FetchSettings
-) -> AsyncGenerator[tuple[dict[str, Any], list[_Picture]], None]:
-    """Records in order with their pictures, fetched ahead by a bounded number of pairs."""
-    waiting: deque[tuple[dict[str, Any], asyncio.Task[list[_Picture]]]] = deque()
+    records: list[dict[str, Any]], earlier: _Earlier, fetcher: Fetcher, settings: FetchSettings
+) -> AsyncGenerator[tuple[dict[str, Any], dict[str, Any] | None, list[_Picture]], None]:
+    """Records in order, each with its row of an earlier build or else with its pictures.
+
+    Pictures are fetched ahead by a bounded number of pairs.
+    """
+    waiting: deque[_Ahead] = deque()
     remaining = iter(records)
     try:
         while True:
             while len(waiting) < settings.concurrency and (record := next(remaining, None)) is not None:
-                waiting.append((record, asyncio.create_task(_pair(record, fetcher, settings))))
+                row = await asyncio.to_thread(earlier.row, record)
+                task = None if row else asyncio.create_task(_pair(record, fetcher, settings))
+                waiting.append((record, row, task))
             if not waiting:
                 return
-            record, task = waiting.popleft()
-            try:
-                pictures = await task
-            except BaseException:
-                task.cancel()
-                raise
-            yield record, pictures
+            record, row, task = waiting[0]
+            pictures = await task if task is not None else []
+            waiting.popleft()
+            yield record, row, pictures
     finally:
-        tasks = [task for _, task in waiting]
+        tasks = [task for _, _, task in waiting if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _pair(record: Mapping[str, Any], fetcher: Fetcher, settings: FetchSettings) -> list[_Picture]:
-    return list(
-        await asyncio.gather(
-            _picture(record["local_input"], record["input_url"], fetcher, settings),
-            _picture(record["local_output"], record["output_url"], fetcher, settings),
-        )
-    )
+    pictures = (_picture(local, url, fetcher, settings) for _, local, url in _places(record))
+    return list(await asyncio.gather(*pictures))
+
+
+def _places(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(part, local path or "", URL) of the two pictures."""
+    yield "input", record["local_input"], record["input_url"]
+    yield "edited", record["local_output"], record["output_url"]
+
+
+def _sha256_of_file(path: Path) -> str:
+    """ "" where the file cannot be read: then it is not the same any more."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
 
 
 async def _picture(local: str, url: str, fetcher: Fetcher, settings: FetchSettings) -> _Picture:
@@ -143,7 +228,7 @@ async def _picture(local: str, url: str, fetcher: Fetcher, settings: FetchSettin
         fetched = await asyncio.to_thread(_read_local, Path(local), settings.max_bytes)
     else:
         fetched = await fetcher.fetch(url)
-    origin = "local" if local else url
+    origin = _LOCAL if local else url
     if fetched.status != "ok":
         return _Picture(fetched, origin)
     return await asyncio.to_thread(_inspect, fetched, origin, settings)
@@ -186,7 +271,7 @@ def _inspect(fetched: Fetched, origin: str, settings: FetchSettings) -> _Picture
 
 
 def _nobody_answered(pictures: list[_Picture]) -> bool:
-    remote = [picture.fetched for picture in pictures if picture.origin != "local"]
+    remote = [picture.fetched for picture in pictures if picture.origin != _LOCAL]
     return bool(remote) and all(fetched.status == "failed" and fetched.http_status == 0 for fetched in remote)
 
 
@@ -245,7 +330,7 @@ def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _remote(row: Mapping[str, Any]) -> int:
-    return sum(row[name] != "local" for name in ("from_input", "from_edited"))
+    return sum(row[name] != _LOCAL for name in ("from_input", "from_edited"))
 
 
 def _content(rows: list[dict[str, Any]], tar_sha256: str) -> str:

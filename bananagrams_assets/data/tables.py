@@ -96,9 +96,16 @@ _BATCH = 4096
 
 
 def write_table(
-    store: Store, name: str, columns: Mapping[str, type], rows: Iterable[Mapping[str, Any]]
+    store: Store,
+    name: str,
+    columns: Mapping[str, type],
+    rows: Iterable[Mapping[str, Any]],
+    notes: Mapping[str, str] | None = None,
 ) -> FileInfo:
-    """Write rows, in the order given, as parquet; `list` columns hold lists of float64."""
+    """Write rows, in the order given, as parquet; `list` columns hold lists of float64.
+
+    `notes` are kept with the schema, see `read_notes`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -109,7 +116,7 @@ def write_table(
         bool: pa.bool_(),
         list: pa.list_(pa.float64()),
     }
-    schema = pa.schema([pa.field(column, types[kind]) for column, kind in columns.items()])
+    schema = pa.schema([pa.field(column, types[kind]) for column, kind in columns.items()], dict(notes or {}))
     remaining = iter(rows)
     with (
         hashing_writer(store, name) as file,
@@ -127,6 +134,15 @@ def read_table(store: Store, name: str) -> list[dict[str, Any]]:
     with store.local_path(name) as path:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
+
+
+def read_notes(store: Store, name: str) -> dict[str, str]:
+    """The notes of a table. Raises MissingObject."""
+    import pyarrow.parquet as pq
+
+    with store.local_path(name) as path:
+        notes = pq.read_schema(path).metadata or {}
+    return {key.decode(): value.decode() for key, value in notes.items()}
 
 
 def by_key(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -145,6 +145,39 @@ def test_another_picture_is_another_data_version(store: LocalStore, tmp_path: Pa
     assert fetch(store, profile).content != before.content
 
 
+def test_a_rebuild_asks_only_for_what_is_new_or_failed(
+    store: LocalStore, server: Server, tmp_path: Path
+) -> None:
+    answers: dict[int, tuple[Answer, Answer]] = {
+        number: (body(encode_jpeg(photograph(number), 95)), body(AFTER)) for number in range(8)
+    }
+    few = {number: answers[number] for number in (0, 2, 3, 5)}
+    first = fetch(store, served(server, tmp_path, {**few, 3: (status(503), body(AFTER))}))
+    assert (first.stats["ok"], first.stats["kept"]) == (3, 0)
+    server.asked.clear()
+    again = fetch(store, served(server, tmp_path, answers))
+    assert (again.stats["ok"], again.stats["kept"]) == (8, 3)
+    assert {path.split("_")[0] for path in server.asked if path.endswith("_o.jpg")} == {
+        f"/{number}" for number in (1, 3, 4, 6, 7)
+    }
+    fresh = fetch(LocalStore(tmp_path / "fresh"), served(server, tmp_path, answers))
+    assert again.content == fresh.content
+    assert again.files[layout.pairs_tar(SHARD)] == fresh.files[layout.pairs_tar(SHARD)]
+
+
+def test_other_limits_or_a_damaged_tar_fetch_anew(store: LocalStore, server: Server, tmp_path: Path) -> None:
+    answers = {number: (body(BEFORE), body(AFTER)) for number in range(3)}
+    first = fetch(store, served(server, tmp_path, answers))
+    smaller = fetch(store, served(server, tmp_path, answers, largest_side_px=96))
+    assert smaller.stats["kept"] == 0
+    assert fetch(store, served(server, tmp_path, answers)).content == first.content
+    tar = store.folder / layout.pairs_tar(SHARD)
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    mended = fetch(store, served(server, tmp_path, answers))
+    assert mended.content == first.content
+    assert mended.stats["kept"] < 3
+
+
 def test_large_pictures_are_fitted_where_asked(tmp_path: Path) -> None:
     manifest = local_pairs(tmp_path, 2)
     contents = set()
