@@ -27,7 +27,7 @@ def test_the_homography_maps_edited_pixels_to_the_input_pixels_they_show(
     x, y = mapped[0] / mapped[2], mapped[1] / mapped[2]
     inside = (x >= 3) & (x <= width - 4) & (y >= 3) & (y <= height - 4)
     shown = edited.reshape(-1, 3).astype(float)
-    assert inside.mean() > 0.85
+    assert inside.mean() > 0.75
     assert np.max(np.abs(shown[inside, 0] - x[inside])) < 1.2
     assert np.max(np.abs(shown[inside, 1] - y[inside])) < 1.2
     assert homography[2, 2] == 1
