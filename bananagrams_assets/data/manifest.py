@@ -130,10 +130,11 @@ def _insert_reject(database: sqlite3.Connection, number: int, reject: Reject) ->
 
 def _insert_record(database: sqlite3.Connection, number: int, record: Record, attribution: str) -> None:
     row = {name: getattr(record, name) for name in _FIELDS} | {"attribution": attribution}
-    # Where a record stands, and where its local files lie, is no part of what it says.
-    left_out = ("line", "manifest", "local_input", "local_output")
+    # Where a record stands, where its local files lie and whom it credits is no part of what it says.
+    left_out = ("line", "manifest", "local_input", "local_output", "attribution")
     digest = _digest({name: value for name, value in row.items() if name not in left_out})
-    content = digest + _file_digest(record.local_input) + _file_digest(record.local_output)
+    files = [_file_digest(record.local_input), _file_digest(record.local_output)]
+    content = _digest([digest, attribution, files])
     rank = hashlib.blake2b(record.key.encode(), digest_size=8).digest()
     database.execute(
         "INSERT INTO records (source, line, key, digest, rank, edit_type, shard, content, row) "

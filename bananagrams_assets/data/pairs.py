@@ -24,8 +24,9 @@ from .tables import PAIRS, by_key, read_notes, read_table, reason_class, write_t
 
 PARTS = ("input", "edited")
 FITTED_QUALITY = 95
-"""JPEG quality of pictures that were fitted. PNG would keep the edited one's pixels, at six times the
-bytes; at this quality JPEG adds about a third of a grey level, under the generator's own noise."""
+"""JPEG quality of both pictures where they were fitted. PNG would keep the edited one exact for four to
+five times the bytes; on the photographs that scikit-image ships this quality is off by 0.1 to 2.5 of 255
+on average, most in fine colour texture."""
 
 _LOCAL = "local"
 _SETTINGS = "fetch"

@@ -220,6 +220,12 @@ def test_a_manifest_without_a_usable_record_is_an_error(store: LocalStore, tmp_p
     assert "\n" not in str(caught.value)
 
 
+def test_one_unusable_manifest_of_several_is_an_error(store: LocalStore, tmp_path: Path) -> None:
+    good = write_manifest(tmp_path / "a", [record(1)])
+    with pytest.raises(ManifestError, match=r"b/sft\.jsonl: no usable record"):
+        build(store, profile_of(good, write_manifest(tmp_path / "b", ["{}"])))
+
+
 def test_an_absent_manifest_is_an_error(store: LocalStore, tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(ManifestError, match=f"manifest {path}: cannot be read"):
@@ -250,6 +256,18 @@ def test_photographers_are_credited(store: LocalStore, tmp_path: Path) -> None:
         "A dune by Ann, CC BY 2.0, https://photos.example.org/1_o.jpg",
         "photograph: https://photos.example.org/2_o.jpg",
     ]
+
+
+def test_a_repeated_record_is_equal_whatever_its_credit(store: LocalStore, tmp_path: Path) -> None:
+    first = write_manifest(tmp_path / "a", [record(1)])
+    second = write_manifest(tmp_path / "b", [record(1)])
+    (tmp_path / "b" / "ATTRIBUTION.csv").write_text(
+        "title,url\nA dune,https://photos.example.org/1_o.jpg\n", encoding="utf-8"
+    )
+    profile = profile_of(first, second)
+    build(store, profile)
+    assert len(rows(store, profile)) == 1
+    assert rejects(store)[0]["reason"].startswith("exact duplicate")
 
 
 class TestRemote:
