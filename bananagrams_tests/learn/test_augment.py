@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bananagrams_assets.config import AugmentSettings
+from bananagrams_assets.learn.augment import augment, mirror_words, names_a_place, quotes
+
+FLIP = AugmentSettings(flip=1, crop=0, color=0, blur=0)
+CROP = AugmentSettings(flip=0, crop=0.5, color=0, blur=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("Move it from the left to the right.", "Move it from the right to the left."),
+        ("LEFT half, Right-hand side", "RIGHT half, Left-hand side"),
+        ("the leftmost upright cleft bright thing", "the rightmost upright cleft bright thing"),
+        ("rotate clockwise", "rotate counterclockwise"),
+        ("Turn it anti-clockwise", "Turn it clockwise"),
+        ("Remove the dog.", "Remove the dog."),
+    ],
+)
+def test_mirror_swaps_the_sides_in_the_words(text: str, mirrored: str) -> None:
+    assert mirror_words(text) == mirrored
+
+
+@given(st.lists(st.sampled_from(["left", "Right", "LEFT", "clockwise", "counterclockwise", "dog", "the"])))
+def test_two_mirrors_give_the_words_back(words: list[str]) -> None:
+    text = " ".join(words)
+    assert mirror_words(mirror_words(text)) == text
+
+
+def planes(height: int = 8, width: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    columns = np.arange(width, dtype=np.uint8)
+    picture = np.broadcast_to(columns[None, :, None] * 20, (height, width, 3)).astype(np.uint8)
+    mask = np.broadcast_to(columns < 4, (height, width)).astype(np.uint8)
+    known = np.broadcast_to(columns < 10, (height, width)).astype(np.uint8)
+    return picture, mask, known
+
+
+def test_a_flip_mirrors_picture_mask_known_and_words_together() -> None:
+    picture, mask, known = planes()
+    flipped = augment(picture, mask, known, "Tint the left third.", FLIP, np.random.default_rng(0))
+    for before, after in zip((picture, mask, known), flipped[:3], strict=True):
+        assert np.array_equal(after, before[:, ::-1])
+    assert flipped[3] == "Tint the right third."
+
+
+@pytest.mark.parametrize(
+    "text", ['Write "left" on the sign', "Change \u2018OPEN\u2019 to shut", "say 'stop'"]
+)
+def test_quoted_lettering_is_not_mirrored(text: str) -> None:
+    picture, mask, known = planes()
+    same = augment(picture, mask, known, text, FLIP, np.random.default_rng(0))
+    assert np.array_equal(same[0], picture)
+    assert same[3] == text
+
+
+def test_an_apostrophe_is_no_quotation() -> None:
+    assert not quotes("Make the dog's collar red and the cats' tails blue")
+
+
+@pytest.mark.parametrize(
+    "text", ["the top left", "left half", "in the centre", "the right-most cup", "corners"]
+)
+def test_words_that_name_a_place_forbid_a_crop(text: str) -> None:
+    assert names_a_place(text)
+    picture, mask, known = planes()
+    same = augment(picture, mask, known, text, CROP, np.random.default_rng(0))
+    assert all(np.array_equal(a, b) for a, b in zip((picture, mask, known), same[:3], strict=True))
+
+
+def test_a_crop_cuts_picture_and_mask_at_the_same_place() -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 20:40] = 1
+    picture = np.repeat(mask[..., None] * np.uint8(255), 3, 2)
+    for seed in range(20):
+        cut, cut_mask, known, _ = augment(
+            picture, mask, np.ones_like(mask), "Remove the dog.", CROP, np.random.default_rng(seed)
+        )
+        assert cut.shape == (64, 64, 3)
+        assert known.all()
+        disagree = (cut[..., 0] >= 128) != cut_mask.astype(bool)
+        assert disagree.mean() < 0.05  # interpolated edges only
+
+
+def test_colour_changes_the_picture_alone() -> None:
+    picture, mask, known = planes()
+    settings = AugmentSettings(flip=0, crop=0, color=0.5, blur=1)
+    changed = augment(picture, mask, known, "x", settings, np.random.default_rng(1))
+    assert not np.array_equal(changed[0], picture)
+    assert changed[0].dtype == np.uint8
+    assert changed[1] is mask
+    assert changed[2] is known
+
+
+def test_the_same_seed_gives_the_same_sample() -> None:
+    first, second = (
+        augment(*planes(), "Remove the dog.", AugmentSettings(), np.random.default_rng(7)) for _ in range(2)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))

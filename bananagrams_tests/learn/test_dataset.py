@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bananagrams_assets.config import AugmentSettings
+from bananagrams_assets.learn.dataset import (
+    DatasetError,
+    Steps,
+    TrainingSet,
+    addresses,
+    draw_polygon,
+    loader,
+    open_split,
+)
+
+from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile, sample_parts, shard
+
+
+@given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
+def test_every_epoch_holds_each_sample_once(samples: int, each: int, world: int, seed: int) -> None:
+    batch, epochs = each * world, 3
+    seen = []
+    for step in range(-(-samples * epochs // batch)):
+        parts = [addresses(samples, batch, seed, step, rank, world) for rank in range(world)]
+        assert {len(part) for part in parts} == {each}
+        seen += [part[i] for i in range(each) for part in parts]
+    for epoch in range(epochs):
+        assert sorted(index for at, index in seen if at == epoch) == list(range(samples))
+    assert [at for at, _ in seen] == sorted(at for at, _ in seen)
+
+
+def test_ranks_share_the_steps_of_one_process() -> None:
+    alone = addresses(100, 8, 3, 20, 0, 1)
+    shared = [addresses(100, 8, 3, 20, rank, 2) for rank in range(2)]
+    assert sorted(shared[0] + shared[1]) == sorted(alone)
+
+
+def test_epochs_differ_in_order_and_seeds_too() -> None:
+    orders = [
+        [index for _, index in addresses(50, 50, seed, step, 0, 1)] for seed in (0, 1) for step in (0, 1)
+    ]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_split_gives_its_samples_as_stored(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path)
+    with open_split(store, "train") as split:
+        assert len(split) == 24
+        sample = split[13]  # of the second tar
+        assert sample.key == "train-013"
+        assert sample.text == split.text(13) == "Tint the right half."
+        assert sample.picture.shape == (HEIGHT, WIDTH, 3)
+        expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+        expected[HALVES["right"]] = 1
+        assert np.array_equal(sample.mask, expected)
+        assert np.array_equal(split.mask(13), expected)
+        assert sample.known.all()
+
+
+def test_what_lies_outside_the_overlap_is_unknown() -> None:
+    known = draw_polygon([10, 5, 30, 5, 30, 20, 10, 20], (40, 48))
+    assert known[5:21, 10:31].all()
+    assert known.sum() == 16 * 21
+    nested = draw_polygon([[10, 5], [30, 5], [30, 20], [10, 20]], (40, 48))
+    assert np.array_equal(known, nested)
+
+
+def test_confidence_and_scope_choose_the_training_samples(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path)
+    with open_split(store, "train") as split:
+        assert len(split.select(profile().train)) == 24
+        sure = split.select(profile(train__min_confidence=0.7).train)
+        assert [sample.meta["mask"]["confidence"] for sample in sure] == [0.9] * 12
+        local = split.select(profile(train__include_global=False).train)
+        assert len(local) == 21
+
+
+def test_batches_are_uint8_and_the_same_for_any_number_of_loaders(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path)
+    with open_split(store, "train") as split:
+        data = TrainingSet(split, 32, AugmentSettings(), seed=5, cache=False)
+        here = list(loader(data, Steps(24, 8, 5, 2, 5), workers=0))
+        there = list(loader(data, Steps(24, 8, 5, 2, 5), workers=2))
+    assert len(here) == 3
+    for one, other in zip(here, there, strict=True):
+        assert one.pictures.shape == (8, 3, 32, 32)
+        assert one.mask.shape == one.known.shape == (8, 1, 32, 32)
+        assert one.pictures.dtype == one.mask.dtype == one.known.dtype == torch.uint8
+        assert one.keys == other.keys
+        assert one.texts == other.texts
+        assert torch.equal(one.pictures, other.pictures)
+        assert torch.equal(one.mask, other.mask)
+
+
+def test_cached_samples_are_those_that_were_read(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path)
+    with open_split(store, "train") as split:
+        cached, plain = (TrainingSet(split, 32, AugmentSettings(), 0, cache) for cache in (True, False))
+        for _ in range(2):
+            one, other = cached[(1, 4)], plain[(1, 4)]
+            assert one[:2] == other[:2]
+            assert all(np.array_equal(a, b) for a, b in zip(one[2:], other[2:], strict=True))
+
+
+def test_a_missing_split_says_to_build_first(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 4})
+    with (
+        pytest.raises(DatasetError, match=r"'dev' has no index in .*dev.json: build the dataset first"),
+        open_split(store, "dev"),
+    ):
+        pass
+
+
+def test_an_empty_split_is_an_error_that_says_why(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 4, "dev": 0})
+    with (
+        pytest.raises(DatasetError, match=r"'dev' holds no samples.*splits.dev.ratio"),
+        open_split(store, "dev"),
+    ):
+        pass
+
+
+def test_a_shard_that_is_not_what_its_index_says_is_named(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 4})
+    index = json.loads(store.read("index/train.json"))
+    index["shards"][0]["samples"] = 3
+    store.write("index/train.json", json.dumps(index).encode())
+    with (
+        pytest.raises(DatasetError, match=r"train-00000.tar: holds 2 samples where its index says 3"),
+        open_split(store, "train"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("missing", ["mask.png", "meta.json"])
+def test_a_sample_without_a_part_is_named(tmp_path: Path, missing: str) -> None:
+    store = make_dataset(tmp_path, {"train": 4})
+    parts = {f"train-{index:03d}": sample_parts(index, np.random.default_rng(0)) for index in range(2)}
+    del parts["train-001"][missing]
+    store.write("shards/train/train-00000.tar", shard(parts))
+    with (
+        pytest.raises(DatasetError, match=f"sample train-001: has no {missing.split('.')[0]}"),
+        open_split(store, "train"),
+    ):
+        pass
+
+
+def test_a_broken_picture_names_its_sample(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 4})
+    parts = {f"train-{index:03d}": sample_parts(index, np.random.default_rng(0)) for index in range(2)}
+    parts["train-001"]["input.jpg"] = b"no picture"
+    store.write("shards/train/train-00000.tar", shard(parts))
+    with (
+        open_split(store, "train") as split,
+        pytest.raises(DatasetError, match="sample train-001: cannot be read"),
+    ):
+        split[1]

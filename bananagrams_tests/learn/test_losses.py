@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import math
+
+import torch
+
+from bananagrams_assets.learn.losses import mask_loss
+
+
+def test_unknown_pixels_change_neither_loss_nor_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 1, 8, 8, generator=generator, requires_grad=True)
+    truth = (torch.rand(2, 1, 8, 8, generator=generator) > 0.5).to(torch.uint8)
+    known = torch.ones(2, 1, 8, 8, dtype=torch.uint8)
+    known[..., 4:] = 0
+    other = truth.clone()
+    other[..., 4:] = 1 - other[..., 4:]
+    first, second = mask_loss(logits, truth, known), mask_loss(logits, other, known)
+    assert torch.equal(first, second)
+    first.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert not logits.grad[..., 4:].any()
+    assert logits.grad[..., :4].all()
+
+
+def test_cross_entropy_is_the_mean_over_known_pixels() -> None:
+    known = torch.zeros(1, 1, 4, 4)
+    known[..., 0, 0] = 1
+    loss = mask_loss(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4), known, 1, 0)
+    assert math.isclose(loss.item(), math.log(2), rel_tol=1e-6)
+
+
+def test_dice_of_a_sure_prediction_is_zero_where_right_and_near_one_where_wrong() -> None:
+    truth = torch.zeros(1, 1, 16, 16)
+    truth[..., :8] = 1
+    sure = (truth * 2 - 1) * 100
+    ones = torch.ones_like(truth)
+    assert mask_loss(sure, truth, ones, 0, 1).item() == 0
+    assert mask_loss(-sure, truth, ones, 0, 1).item() > 0.99
+
+
+def test_an_empty_truth_rewards_an_empty_prediction() -> None:
+    zeros, ones = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    assert mask_loss(ones * -100, zeros, ones, 1, 1).item() < mask_loss(ones, zeros, ones, 1, 1).item()
+    assert mask_loss(ones * -100, zeros, ones, 0, 1).item() == 0
+
+
+def test_nothing_known_gives_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(1, 1, 4, 4, requires_grad=True)
+    mask_loss(logits, torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert not logits.grad.any()

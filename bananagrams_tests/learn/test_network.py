@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from bananagrams_assets.learn.network import ImageEncoder, MaskNet, coordinates, load_resnet, widen
+from bananagrams_assets.learn.weights import WeightsError
+
+from .tiny import profile
+
+
+@pytest.fixture(scope="module")
+def net() -> MaskNet:
+    torch.manual_seed(0)
+    return MaskNet(profile().model).eval()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (1, 1), (33, 95), (70, 31)])
+def test_logits_have_the_size_of_the_picture(net: MaskNet, height: int, width: int) -> None:
+    pictures = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    logits = net(pictures, ["Tint the left half.", "x"])
+    assert logits.shape == (2, 1, height, width)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_features_stand_at_strides_4_8_16_32(net: MaskNet) -> None:
+    stem, features = net.image(torch.zeros(1, 5, 64, 96))
+    assert stem.shape == (1, 64, 32, 48)
+    assert [tuple(f.shape[1:]) for f in features] == [(64, 16, 24), (128, 8, 12), (256, 4, 6), (512, 2, 3)]
+
+
+def test_coordinate_channels_start_without_effect() -> None:
+    conv = nn.Conv2d(3, 8, 7, 2, 3, bias=False)
+    x = torch.randn(2, 3, 32, 32)
+    wider = widen(conv)
+    assert torch.equal(wider(torch.cat([x, torch.randn(2, 2, 32, 32)], 1)), conv(x))
+
+
+def test_coordinates_span_the_picture_and_go_on_into_its_padding() -> None:
+    grid = coordinates(torch.zeros(1, 3, 4, 8), 3, 5)
+    assert grid[0, 0, 0, [0, 2, 4]].tolist() == [-1, 0, 1]
+    assert grid[0, 1, [0, 1, 2], 0].tolist() == [-1, 0, 1]
+    assert (grid[0, 0, :, 5:] > 1).all()
+
+
+def test_a_prediction_does_not_depend_on_what_else_is_in_the_batch(net: MaskNet) -> None:
+    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    alone = net(pictures[:1], ["Tint the left half."])
+    beside = net(pictures, ["Tint the left half.", "A far longer instruction of many more words."])
+    torch.testing.assert_close(alone, beside[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_order_of_words_changes_the_pooled_words(net: MaskNet) -> None:
+    features = net.text(["make the red square blue", "make the blue square red"])
+    _, _, pooled = net.words(*features)
+    assert (pooled[0] - pooled[1]).abs().max() > 1e-3
+
+
+def test_words_steer_every_layer_that_reads_them(net: MaskNet) -> None:
+    pictures = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    net(pictures, ["Tint the left half."]).sum().backward()
+    attention = [p for name, p in net.fusion.named_parameters() if "answer.weight" in name]
+    film = [stage.film[-1].weight for stage in net.decoder.stages]  # type: ignore[index, union-attr]
+    assert len(attention) == 2
+    assert len(film) == 4
+    for weight in [*attention, *film]:
+        assert weight.grad is not None  # type: ignore[union-attr]
+        assert weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
+    net.zero_grad()
+
+
+def test_layers_are_spread_over_the_strides() -> None:
+    settings = profile(model__fusion={"width": 32, "heads": 2, "layers": 3, "strides": [8, 32]}).model
+    fusion = MaskNet(settings).fusion
+    assert {key: len(layers) for key, layers in fusion.layers.items()} == {"32": 2, "8": 1}  # type: ignore[arg-type]
+    assert fusion.channels == (64, 32, 256, 32)
+
+
+def test_unknown_encoder_is_named_with_those_that_exist() -> None:
+    with pytest.raises(WeightsError, match=r"'vgg16' is none of torchvision's ResNets: .*resnet18"):
+        load_resnet("vgg16", "none")
+
+
+def test_local_weights_are_used(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(1)
+    source = torchvision.models.resnet18()
+    save_file(source.state_dict(), tmp_path / "r18.safetensors")
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "r18.pth")
+    for name in ("r18.safetensors", "r18.pth"):
+        encoder = ImageEncoder("resnet18", str(tmp_path / name))
+        conv = encoder.stem[0].weight
+        assert torch.equal(conv[:, :3], source.conv1.weight)
+        assert not conv[:, 3:].any()  # type: ignore[union-attr]
+        assert torch.equal(encoder.stages[3][1].bn2.weight, source.layer4[1].bn2.weight)  # type: ignore[index]
+
+
+def test_local_weights_of_another_network_are_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    save_file(torchvision.models.resnet34().state_dict(), tmp_path / "r34.safetensors")
+    with pytest.raises(WeightsError, match=r"r34.safetensors does not fit resnet50: \d+ tensors"):
+        load_resnet("resnet50", str(tmp_path / "r34.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "broken.safetensors", "broken.pth"])
+def test_unreadable_weights_are_named(tmp_path, name: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
+    (tmp_path / "broken.pth").write_bytes(b"nonsense")
+    with pytest.raises(WeightsError, match=f"weights file .*{name} (does not exist|cannot be read)"):
+        load_resnet("resnet18", str(tmp_path / name))
+
+
+def test_a_pickled_object_is_not_loaded(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    torch.save(nn.Linear(1, 1), tmp_path / "whole.pth")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_resnet("resnet18", str(tmp_path / "whole.pth"))
+
+
+def test_pretrained_weights_without_network_name_the_three_choices(  # type: ignore[no-untyped-def]
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(WeightsError) as raised:
+        load_resnet("resnet18", "pretrained")
+    message = str(raised.value)
+    assert "\n" not in message
+    for choice in ("model.image_weights: pretrained on a machine with network", "PATH", "none"):
+        assert choice in message

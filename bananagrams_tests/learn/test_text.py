@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bananagrams_assets.config import ModelSettings
+from bananagrams_assets.learn import text as text_module
+from bananagrams_assets.learn.text import RandomTokens, TextTower, build_text_encoder, until_last
+from bananagrams_assets.learn.weights import WeightsError
+
+from .tiny import profile
+
+TOWER = "ViT-S-32-alt"  # among open_clip's smallest: width 256
+PUBLISHED = "ViT-B-32"
+
+
+def tower(**settings: object) -> ModelSettings:
+    return ModelSettings(text_encoder=TOWER, text_weights="none", text_context=10, **settings)  # type: ignore[arg-type]
+
+
+def test_pads_carry_nothing_and_the_batch_is_cut_to_its_longest() -> None:
+    features, mask = build_text_encoder(profile().model)(["cat", "a red cat on the left"])
+    assert features.shape == (2, 8, 32)  # start, six words, end
+    assert mask.sum(1).tolist() == [3, 8]
+    assert not features[~mask].any()
+
+
+def test_long_instructions_are_cut_to_the_context() -> None:
+    features, mask = build_text_encoder(profile().model)(["word " * 100])
+    assert features.shape == (1, 12, 32)
+    assert mask.all()
+
+
+def test_random_codes_are_the_same_everywhere() -> None:
+    codes = RandomTokens(8, 12).codes
+    assert codes.shape == (49408, 8)
+    assert codes[:2].tolist() == [[-1, 1, -1, 1, 1, 1, 1, 1], [1, -1, -1, -1, -1, -1, 1, -1]]
+    assert set(codes.unique().tolist()) == {-1, 1}
+
+
+def test_a_token_inside_the_text_is_never_taken_for_a_pad() -> None:
+    known = torch.tensor([[True, False, True, False], [False, False, False, False]])
+    assert until_last(known).tolist() == [[True, True, True, False], [False] * 4]
+
+
+def test_each_distinct_instruction_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build_text_encoder(profile().model)
+    seen: list[str] = []
+    encode = encoder.encode
+
+    def watch(texts):  # type: ignore[no-untyped-def]
+        seen.extend(texts)
+        return encode(texts)
+
+    monkeypatch.setattr(encoder, "encode", watch)
+    first, _ = encoder(["a", "b", "a"])
+    second, _ = encoder(["b", "a", "a"])
+    assert seen == ["a", "b"]
+    assert torch.equal(first[0], second[1])
+
+
+def test_a_full_cache_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "CACHE_BYTES", 1)
+    encoder = build_text_encoder(profile().model)
+    expected, _ = encoder(["a", "b"])
+    again, _ = encoder(["a", "b"])
+    assert torch.equal(expected, again)
+    assert len(encoder._cache) == 1
+
+
+@pytest.fixture(scope="module")
+def frozen() -> TextTower:
+    encoder = build_text_encoder(tower())
+    assert isinstance(encoder, TextTower)
+    return encoder
+
+
+def test_a_tower_gives_its_last_hidden_states(frozen: TextTower) -> None:
+    encoder = frozen
+    features, mask = encoder(["cat", "a red cat"])
+    assert features.shape == (2, 5, 256)
+    assert mask.sum(1).tolist() == [3, 5]
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not encoder.train().tower.training
+
+
+def test_a_frozen_tower_survives_half_precision_unchanged(frozen: TextTower) -> None:
+    for value in frozen.state_dict().values():
+        assert torch.equal(value.half().float(), value)
+
+
+def test_an_unfrozen_tower_learns_and_caches_nothing() -> None:
+    encoder = build_text_encoder(tower(freeze_text=False))
+    features, _ = encoder(["cat", "a dog"])
+    features.sum().backward()
+    weight = next(encoder.tower.parameters())
+    assert weight.grad is not None
+    assert not encoder._cache
+
+
+def test_tower_weights_come_from_a_local_file(frozen: TextTower, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {f"text.{name}": value for name, value in frozen.tower.state_dict().items()}
+    save_file(state, tmp_path / "clip.safetensors")
+    settings = tower().model_copy(update={"text_weights": str(tmp_path / "clip.safetensors")})
+    expected, _ = frozen(["a red cat"])
+    loaded, _ = build_text_encoder(settings)(["a red cat"])
+    assert torch.equal(expected, loaded)
+    del state["text.ln_final.weight"]
+    save_file(state, tmp_path / "clip.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"another architecture: 1 of \d+ tensors .* first ln_final.weight"
+    ):
+        build_text_encoder(settings)
+
+
+def test_unknown_names_say_what_is_allowed() -> None:
+    with pytest.raises(WeightsError, match="neither `tokens` nor a model of open_clip"):
+        build_text_encoder(ModelSettings(text_encoder="ViT-Z-99"))
+    with pytest.raises(
+        WeightsError, match=r"'laion9b' is neither `none`, nor a local file, nor one of .*openai"
+    ):
+        build_text_encoder(ModelSettings(text_encoder=PUBLISHED, text_weights="laion9b"))
+
+
+def test_tower_weights_without_network_name_the_three_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip.factory
+
+    def refuse(*args: object, **options: object) -> str:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", refuse)
+    with pytest.raises(WeightsError) as raised:
+        build_text_encoder(ModelSettings(text_encoder=PUBLISHED, text_weights="openai"))
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in ("openai on a machine with network", "PATH of a local file", "model.text_weights: none"):
+        assert part in message
