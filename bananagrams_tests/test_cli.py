@@ -18,6 +18,8 @@ from bananagrams_assets.cli import main
 SMALL = [
     *("--set", "splits.train={ratio: 0.6, shards: 1}"),
     *("--set", "overlays.max_samples=4"),
+    # Where a missing local picture is looked for: nowhere that a test may reach.
+    *("--set", "source.cdn_prefix=http://127.0.0.1:9/"),
 ]
 
 
@@ -183,6 +185,7 @@ def test_a_build_from_local_files_keeps_a_row_for_every_lost_picture(tmp_path: P
     assert len(rows) == 12
     assert len(lost) == 2
     assert lost.reason.str.contains("DOCTYPE").sum() == 1
+    assert lost.reason.str.contains("127.0.0.1").sum() == 1
     samples = pd.concat(pd.read_parquet(path) for path in sorted((store / "shards").rglob("*.parquet")))
     assert len(samples) == 12
     assert (samples.status == "written").sum() == 10

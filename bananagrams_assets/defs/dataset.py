@@ -24,7 +24,7 @@ from .partitions import PROFILE, shard_partitions, shards_of_split, split_partit
 from .resources import StoreResource
 
 OWNERS = ["team:dataset"]
-ANOTHER_TRY = dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL)
+ANOTHER_TRY = dg.RetryPolicy(max_retries=1, delay=20)
 """For faults of the network alone: what is finished is kept, so another try repeats little."""
 
 

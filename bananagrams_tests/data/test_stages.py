@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def store(tmp_path: Path, profile: Profile) -> Store:
     return store
 
 
-def builder(text: str) -> stages.Callable[[Store, Profile, str, Say], Product]:
+def builder(text: str) -> Callable[[Store, Profile, str, Say], Product]:
     def build(store: Store, profile: Profile, shard: str, say: Say) -> Product:
         name = f"image_pairs/{shard}.tar"
         return Product({name: write_file(store, name, text.encode())}, {"pairs": 1}, preview=b"jpeg")
@@ -76,7 +77,7 @@ def test_changed_records_of_a_shard_make_that_shard_stale_alone(store: Store, pr
 def test_a_new_code_version_is_named(store: Store, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     run(store, profile, "pictures")
     newer = stages.Stage("image_pairs", "2", ("fetch",), ("manifest",))
-    monkeypatch.setitem(stages.STAGES, "image_pairs", newer)  # type: ignore[arg-type]
+    monkeypatch.setitem(stages.STAGES, "image_pairs", newer)
     assert why_stale(store, profile, "image_pairs", SHARD) == ["code version 1 → 2"]
 
 
