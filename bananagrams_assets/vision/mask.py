@@ -88,6 +88,8 @@ def edit_mask(
     elif components:
         verdict = "local"
         confidence = _confidence(mask, known, difference, low, clear, components, evidence)
+        border = polygon_mask(project(resizing(size, work), overlap), work) & ~known
+        mask = continued(mask, known, border)
     else:
         verdict, confidence = "nothing", clear * (1.0 if scope == "geometric" else 0.2)
     if mask.shape != before.shape[:2]:
@@ -200,6 +202,18 @@ def without_specks(mask: Mask, smallest: float) -> tuple[Mask, int]:
     keep = stats[:, cv2.CC_STAT_AREA] >= smallest * mask.size
     keep[0] = False
     return keep.take(np.asarray(labels)), int(keep.sum())
+
+
+def continued(mask: Mask, known: Mask, border: Mask) -> Mask:
+    """Each pixel of the overlap's ignored border as the nearest known pixel is."""
+    if not border.any() or not known.any():
+        return mask
+    _, nearest = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    changed = np.zeros(int(nearest.max()) + 1, bool)
+    changed[nearest[known]] = mask[known]
+    return np.where(border, changed.take(np.asarray(nearest)), mask)
 
 
 def _lab(picture: NDArray[Any], blur_px: int) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from bananagrams_assets.vision.images import RGB, encode_jpeg
 from bananagrams_assets.vision.images import decode as decoded
 from bananagrams_assets.vision.mask import (
     EditMask,
+    continued,
     hysteresis,
     lab_difference,
     opened_and_closed,
@@ -223,3 +224,12 @@ def test_closing_fills_only_what_is_above_the_noise() -> None:
     above[7, 7] = True
     closed = opened_and_closed(mask, above, 1, 5)
     assert closed[7].tolist() == [True] * 6 + [False, True, False] + [True] * 6
+
+
+def test_an_edit_that_reaches_the_ignored_border_goes_on_over_it() -> None:
+    known = np.zeros((12, 20), bool)
+    known[:, 4:] = True
+    mask = known & (np.arange(12)[:, None] >= 6)
+    whole = continued(mask, known, ~known)
+    assert whole[6:].all()
+    assert not whole[:6].any()
