@@ -121,17 +121,17 @@ def _confidence(
     solidity: 1 - the outline's share of the mask's pixels / 2, about the IoU that an error of half a
     pixel all round leaves; separation: 1 - exp(-d / low) with the 20th percentile d of the mask's dE;
     clear: the share of the rest under half the low threshold; whole: 1 / (1 + components / 16);
-    inside: 1 - the mask's share of the overlap's outermost pixels / 2. Times 1 - half the evidence of a
-    global edit.
+    inside: 1 - the mask's share of the overlap's outermost pixels / 4. Times 1 - e^4 / 2 of the evidence e
+    of a global edit, which counts only close to the verdict's limit.
     """
     pixels = mask.astype(np.uint8)
     kernel = np.ones((3, 3), np.uint8)
     solidity = 0.5 + 0.5 * float(cv2.erode(pixels, kernel).sum()) / float(pixels.sum())
     separation = 1 - np.exp(-float(np.percentile(difference[mask], 20)) / low)
     rim = known & (cv2.erode(known.astype(np.uint8), kernel, borderValue=0) == 0)
-    inside = 1 - (float(mask[rim].mean()) if rim.any() else 0.0) / 2
+    inside = 1 - (float(mask[rim].mean()) if rim.any() else 0.0) / 4
     shares = (separation, clear, 1 / (1 + components / 16), inside)
-    return float(solidity * np.prod(shares) ** 0.25 * (1 - evidence / 2))
+    return float(solidity * np.prod(shares) ** 0.25 * (1 - evidence**4 / 2))
 
 
 def known_area(overlap: Floats, size: tuple[int, int], work: tuple[int, int], border_px: int) -> Mask:
