@@ -153,4 +153,8 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         moments = [value for value in values.values() if value.dim()]
         if index >= len(parameters) or any(value.shape != parameters[index].shape for value in moments):
             raise CheckpointError(f"{name}: its optimizer state does not fit the network or train.optimizer")
+        # Fused optimizers walk parameters and moments as flat memory, so both need the same memory layout.
+        for field, value in values.items():
+            if value.dim():
+                values[field] = torch.empty_like(parameters[index], dtype=value.dtype).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

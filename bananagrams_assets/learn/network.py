@@ -202,7 +202,8 @@ class Decoder(nn.Module):
         """Input (B, 5, H, W), stem (B, C, H/2, W/2), four features and pooled words (B, D) → (B, 1, H, W)."""
         y = features[3]
         for stage, skip in zip(self.stages, (features[2], features[1], features[0], stem), strict=True):
-            y = stage(y, skip, pooled)
+            stride = x.shape[-1] // skip.shape[-1]
+            y = stage(y, skip, functional.avg_pool2d(x[:, 3:], stride), pooled)
         logits: Tensor = self.head(torch.cat([upsample(y), x.to(y.dtype)], 1))
         return logits
 
@@ -216,7 +217,7 @@ class Stage(nn.Module):
     def __init__(self, below: int, skip: int, width: int, text_width: int) -> None:
         super().__init__()
         self.join = nn.Sequential(
-            nn.Conv2d(below + skip, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+            nn.Conv2d(below + skip + 2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
         )
         self.film = nn.Sequential(
             nn.Linear(text_width, text_width), nn.GELU(), nn.Linear(text_width, 2 * width)
@@ -228,9 +229,9 @@ class Stage(nn.Module):
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
-    def forward(self, y: Tensor, skip: Tensor, pooled: Tensor) -> Tensor:
-        """(B, C, h, w), its skip (B, C', 2h, 2w) and pooled words (B, D) → (B, width, 2h, 2w)."""
-        y = self.join(torch.cat([upsample(y), skip], 1))
+    def forward(self, y: Tensor, skip: Tensor, position: Tensor, pooled: Tensor) -> Tensor:
+        """(B, C, h, w), skip (B, C', 2h, 2w), position (B, 2, 2h, 2w), words (B, D) → (B, width, 2h, 2w)."""
+        y = self.join(torch.cat([upsample(y), skip, position.to(y.dtype)], 1))
         scale, shift = self.film(pooled)[..., None, None].chunk(2, 1)
         refined: Tensor = self.refine(functional.relu(y * (1 + scale) + shift))
         return refined

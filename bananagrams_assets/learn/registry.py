@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -136,7 +137,8 @@ def register(
         Schema([ColSpec("binary", "mask")]),
         ParamSchema([ParamSpec("threshold", "double", 0.5)]),
     )
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        warnings.simplefilter("ignore")  # advice to write the signature as type hints, though there is one
         logged = mlflow.pyfunc.log_model(
             name="mask_model",
             python_model=str(package / "learn" / "pyfunc_model.py"),

@@ -1,0 +1,251 @@
+"""Training from data to registry, in this process and in others."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load
+
+from bananagrams_assets.data.store import open_store
+from bananagrams_assets.learn import evaluate, launch, predict, registry, train
+from bananagrams_assets.learn.dataset import Batch, DatasetError
+from bananagrams_assets.learn.optimize import rate_factor, total_steps
+from bananagrams_assets.learn.process import Job, Place, read_job
+from bananagrams_assets.learn.train import TrainingError
+
+from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile
+
+HERE = Place(0, 1, torch.device("cpu"))
+# Enough steps at 32 px to tell the four halves apart.
+LEARNS = {"train__max_steps": 60, "train__epochs": 20, "train__learning_rate": 0.01,
+          "train__log_every_steps": 20, "train__evaluate_every_steps": 20,
+          "train__checkpoint_every_steps": 60}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_job(folder: Path, resume: str | None = None, **overrides: Any) -> Path:
+    """A job file for the dataset in `folder`, its MLflow run started as the caller of a training does."""
+    settings = profile(**overrides)
+    uri = launch.default_tracking_uri(str(folder))
+    run_id, _ = registry.start_run(uri, settings, {"dagster_run_id": "d-1"})
+    tags = {"dagster_run_id": "d-1"}
+    return launch.write_job(folder / f"{run_id}.json", settings, str(folder), uri, run_id, resume, tags)
+
+
+def run(job: Path) -> tuple[Job, dict[str, Any], list[str]]:
+    lines: list[str] = []
+    read = read_job(job)
+    result = train.train(read, HERE, lines.append)
+    assert result is not None
+    return read, result, lines
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, dict[str, Any], list[str]]:
+    folder = tmp_path_factory.mktemp("trained")
+    make_dataset(folder)
+    torch.set_num_threads(1)
+    return run(make_job(folder, **LEARNS))
+
+
+def test_training_beats_the_trivial_masks_and_reads_its_words(trained: Any) -> None:
+    _, result, _ = trained
+    summary = result["summary"]
+    assert summary["dev_iou"] > max(summary["baselines"].values()) + 0.1
+    assert summary["shuffled_iou"] < summary["dev_iou"] - 0.15
+    assert summary["test_iou"] > 0.55
+
+
+def test_log_lines_tell_loss_and_dev_iou_beside_the_baselines(trained: Any) -> None:
+    _, _, lines = trained
+    live = [line for line in lines if line.startswith("step ")]
+    assert len(live) == 3
+    for line in live:
+        assert "loss" in line
+        assert "dev mean IoU" in line
+        assert "full mask 0.500" in line
+        assert line.endswith("it/s")
+
+
+def test_the_store_holds_weights_and_their_description(trained: Any) -> None:
+    job, result, _ = trained
+    store = open_store(job.store)
+    assert json.loads(store.read("mask_model/model.json")) == result
+    weights = load(store.read("mask_model/model.safetensors"))
+    assert "image.stem.0.weight" in weights
+    assert set(result["dataset"]) == {"train", "dev", "test"}
+    assert result["metrics"]["dev"]["by_scope"]["local"]["samples"] == 8
+
+
+def test_mlflow_holds_parameters_metrics_pictures_and_the_challenger(trained: Any) -> None:
+    job, result, _ = trained
+    import mlflow
+
+    client = mlflow.MlflowClient(job.tracking_uri)
+    found = client.get_run(job.mlflow_run_id)
+    assert found.data.params["train.side_px"] == "32"
+    assert found.data.metrics["dev_mean_iou"] == pytest.approx(result["summary"]["dev_iou"])
+    assert len(client.get_metric_history(job.mlflow_run_id, "loss")) == 3
+    names = {item.path for item in client.list_artifacts(job.mlflow_run_id)}
+    assert {"curves.png", "dev_predictions.png", "metrics.json"} <= names
+    version = client.get_model_version_by_alias("bananagrams-mask", "challenger")
+    assert str(version.version) == result["version"]
+    assert version.tags["dagster_run_id"] == "d-1"
+    assert found.info.artifact_uri.startswith(Path(job.store).as_uri())
+
+
+def test_the_champion_predicts_in_another_process(trained: Any, tmp_path: Path) -> None:
+    job, result, _ = trained
+    promotion = registry.promote(job.tracking_uri, job.profile, result["version"])
+    assert promotion.moved, promotion.reason
+    picture = np.random.default_rng(0).integers(90, 130, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    script = """
+import sys, mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/bananagrams-mask@champion")
+rows = pd.DataFrame({"image": [open(sys.argv[2], "rb").read()], "instruction": ["Tint the left half."]})
+sys.stdout.buffer.write(model.predict(rows)["mask"][0])
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, job.tracking_uri, str(tmp_path / "photo.png")]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=True)
+    mask = np.asarray(Image.open(io.BytesIO(done.stdout)))
+    assert mask.shape == (HEIGHT, WIDTH)
+    assert set(np.unique(mask)) <= {0, 255}
+    left = np.zeros((HEIGHT, WIDTH), bool)
+    left[HALVES["left"]] = True
+    assert ((mask == 255) & left).sum() / ((mask == 255) | left).sum() > 0.5
+    predictor = registry.load(job.tracking_uri, job.profile)
+    here = predict.predict(predictor, [picture], ["Tint the left half."])[0]
+    assert here.dtype == np.float32
+    assert np.array_equal(here >= 0.5, mask == 255)
+
+
+def test_a_registered_model_is_scored_as_it_was_at_the_end_of_training(trained: Any) -> None:
+    job, result, _ = trained
+    predictor = registry.load(job.tracking_uri, job.profile, result["version"])
+    again = evaluate.evaluate(predictor, open_store(job.store), job.profile, "dev")
+    assert again["model"]["mean_iou"] == pytest.approx(result["summary"]["dev_iou"], abs=1e-6)
+    assert again["baselines"] == result["summary"]["baselines"]
+
+
+def test_a_resumed_run_ends_bit_by_bit_where_a_whole_one_does(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path)
+    job, whole, _ = run(make_job(tmp_path, train__max_steps=4, model__fusion__dropout=0.1))
+    name = f"mask_model/checkpoints/{job.mlflow_run_id[:8]}"
+    final = store.read(f"{name}-000004/model.safetensors")
+    moments = store.read(f"{name}-000004/optimizer.safetensors")
+    resumed, again, lines = run(
+        make_job(
+            tmp_path, resume=str(tmp_path / f"{name}-000002"), train__max_steps=4, model__fusion__dropout=0.1
+        )
+    )
+    assert any("steps 2 to 4" in line for line in lines)
+    name = f"mask_model/checkpoints/{resumed.mlflow_run_id[:8]}"
+    assert store.read(f"{name}-000004/model.safetensors") == final
+    assert store.read(f"{name}-000004/optimizer.safetensors") == moments
+    assert again["sha256"] == whole["sha256"]
+    with pytest.raises(TrainingError, match="has had all its 4 steps"):
+        run(make_job(tmp_path, resume=f"{name}-000004", train__max_steps=4, model__fusion__dropout=0.1))
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path)
+    monkeypatch.setattr(
+        train, "mask_loss", lambda logits, *others: logits.mean() * (float("nan") if logits.any() else 1)
+    )
+    with pytest.raises(TrainingError, match=r"loss of step 1 is nan: .*train-0\d\d 'Tint the \w+ half\.'"):
+        run(make_job(tmp_path))
+
+
+def test_check_finite_lets_numbers_pass() -> None:
+    empty = torch.zeros(1, 1, 1, 1)
+    train.check_finite(torch.tensor(1.0), Batch(["k"], ["t"], empty, empty, empty), 1)
+
+
+def test_nothing_to_train_on_is_said_at_once(tmp_path: Path) -> None:
+    make_dataset(tmp_path, {"train": 0, "dev": 8})
+    with pytest.raises(DatasetError, match="'train' holds no samples"):
+        run(make_job(tmp_path))
+    make_dataset(tmp_path, {"train": 8, "dev": 8})
+    with pytest.raises(TrainingError, match="no training sample is left"):
+        run(make_job(tmp_path, train__min_confidence=0.99))
+
+
+def test_sigterm_leaves_a_checkpoint_and_a_nonzero_exit(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path)
+    job = make_job(tmp_path, train__max_steps=2000, train__epochs=2000, train__log_every_steps=1,
+                   train__evaluate_every_steps=2000, train__checkpoint_every_steps=2000)  # fmt: skip
+    command = [sys.executable, "-m", "bananagrams_assets.learn.train", "--job", str(job)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 2/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step" in rest
+    name = rest.split("--resume ")[1].split("`")[0]
+    assert store.exists(f"{name}/state.json")
+    import mlflow
+
+    read = read_job(job)
+    assert mlflow.MlflowClient(read.tracking_uri).get_run(read.mlflow_run_id).info.status == "KILLED"
+
+
+def test_two_processes_train_together_on_an_odd_dataset(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 13, "dev": 5})
+    job = make_job(tmp_path, train__max_steps=3, train__batch_size=4)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        launch.command(job, 2), capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 x cpu" in done.stdout
+    assert "not scored on test" in done.stdout
+    assert store.exists("mask_model/model.safetensors")
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    with pytest.raises(TrainingError, match="batch_size 8 must be a multiple of the 3 devices"):
+        train.train(read_job(make_job(tmp_path)), Place(0, 3, torch.device("cpu")), print)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
+def test_the_learning_rate_rises_then_follows_its_schedule(scheduler: str) -> None:
+    settings = profile(train__warmup_steps=10, train__scheduler=scheduler).train
+    rates = [rate_factor(step, 100, settings) for step in range(100)]
+    assert all(a < b for a, b in itertools.pairwise(rates[:10]))
+    assert rates[10] == pytest.approx(1)
+    assert max(rates) <= 1
+    assert rates[-1] == (1 if scheduler == "constant" else pytest.approx(0, abs=0.02))
+
+
+def test_steps_cover_the_epochs_unless_limited() -> None:
+    assert total_steps(33, profile(train__epochs=2, train__max_steps=None).train) == 9
+    assert total_steps(33, profile(train__epochs=2).train) == 4
