@@ -143,13 +143,13 @@ def _match(source: NDArray[np.float32], target: NDArray[np.float32], ratio: floa
     """(N, 2) indices of mutual nearest neighbours that pass the ratio test both ways."""
     if len(source) < 2 or len(target) < 2:
         return np.empty((0, 2), np.intp)
-    distance = np.maximum(2 - 2 * (source @ target.T), 0)  # squared: the descriptors have unit length
-    there, back = distance.argmin(axis=1), distance.argmin(axis=0)
-    rows = np.arange(len(source))
-    nearest = distance[rows, there]
-    distance[rows, there] = np.inf
-    second = np.minimum(distance.min(axis=1), distance.min(axis=0)[there])
-    chosen = (back[there] == rows) & (nearest < ratio**2 * second)
+    likeness = source @ target.T
+    rows, there, back = np.arange(len(source)), likeness.argmax(axis=1), likeness.argmax(axis=0)
+    nearest = likeness[rows, there]
+    likeness[rows, there] = -1
+    second = np.maximum(likeness.max(axis=1), likeness.max(axis=0)[there])
+    # Descriptors have unit length: the squared distance is 2 - 2 x likeness.
+    chosen = (back[there] == rows) & (1 - nearest < ratio**2 * (1 - second))
     return np.stack([rows[chosen], there[chosen]], axis=1)
 
 
@@ -218,10 +218,13 @@ def _refine(
         u, v = (H[0, 0] * x + H[0, 1] * y + H[0, 2]) / depth, (H[1, 0] * x + H[1, 1] * y + H[1, 2]) / depth
         of_u = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], axis=1) / depth[:, None]
         of_v = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], axis=1) / depth[:, None]
-        root = np.sqrt(weights)
-        slope = np.concatenate([of_u[:, free] * root[:, None], of_v[:, free] * root[:, None]])
-        error = np.concatenate([(goal[:, 0] - u) * root, (goal[:, 1] - v) * root])
-        step, *_ = np.linalg.lstsq(slope, error, rcond=None)
+        weighted = np.concatenate([weights, weights])[:, None]
+        slope = np.concatenate([of_u, of_v])[:, free]
+        error = np.concatenate([goal[:, 0] - u, goal[:, 1] - v])
+        # The ridge keeps the system solvable where the matches leave an entry free; such a fit then fails
+        # the checks that follow.
+        normal = slope.T @ (weighted * slope) + 1e-9 * np.eye(len(free))
+        step = np.linalg.solve(normal, slope.T @ (weighted[:, 0] * error))
         entries[list(free)] += step
         weights = _weights(back @ entries.reshape(3, 3) @ unit, source, target, limit_px)
     return normalised(back @ entries.reshape(3, 3) @ unit)
