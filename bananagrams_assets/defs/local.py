@@ -18,6 +18,8 @@ _INSTANCE_SETTINGS = """\
 # Written on first use; yours to change. See https://docs.dagster.io/deployment/oss/dagster-yaml
 telemetry:
   enabled: false
+nux:
+  enabled: false
 concurrency:
   pools:
     granularity: op

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bananagrams_assets.defs.local import prepare_home
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "source.sample.pairs=72",
@@ -52,7 +54,7 @@ def dagster_dev(folder: Path, settings: list[str] = SMALL) -> Iterator[Server]:
     """Start `dagster dev` as README does, wait for web server and daemon, stop it at the end."""
     port = _free_port()
     home, log = folder / "home", folder / "dagster-dev.log"
-    home.mkdir()
+    prepare_home(home)
     environment = dict(
         os.environ,
         DAGSTER_HOME=str(home),
