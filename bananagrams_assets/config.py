@@ -137,7 +137,7 @@ class SplitsSettings(Section):
 class AlignSettings(Section):
     """SIFT alignment of the edited picture onto its input."""
 
-    working_side_px: int = Field(400, ge=128, le=4096, description="longest side at which features are found")
+    working_side_px: int = Field(512, ge=128, le=4096, description="longest side at which features are found")
     features: int = Field(1500, ge=100, le=100_000, description="most SIFT features a picture")
     ratio: float = Field(0.8, gt=0, lt=1, description="Lowe's ratio between best and second match")
     ransac_px: Positive = Field(1.5, description="inlier distance, in px at the working size")

@@ -1,6 +1,6 @@
 """Where each pixel of an edited picture lies in its input.
 
-Features are found on small copies: at 400 px they place the picture's corners as exactly as at full
+Features are found on small copies: at 512 px they place the picture's corners as exactly as at full
 size, for a fraction of the time. The model is the simplest that the matches support, because an
 editor's output is most often a resize or a crop, and a full homography fitted to the few matches that
 an edit leaves swings at the corners.
