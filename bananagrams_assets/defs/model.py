@@ -69,8 +69,10 @@ def mask_model(
             processes = profile.train.devices or visible_gpus() or 1
             try:
                 pipes.run(context=context, command=launch.command(job, processes))
-            except BaseException:
+            except BaseException as error:
                 registry.end_run(mlflow.tracking_uri, run_id, "FAILED")
+                if (reason := launch.failure_file(job)).exists():
+                    raise dg.Failure(reason.read_text(encoding="utf-8"), allow_retries=False) from error
                 raise
         result = json.loads(store.read(f"{launch.OUTPUT}/model.json"))
         weights = f"{launch.OUTPUT}/model.safetensors"

@@ -48,6 +48,11 @@ def write_job(
     return path
 
 
+def failure_file(job: Path) -> Path:
+    """Where a training that ends for a reason that a person can mend writes that reason."""
+    return job.with_suffix(".failure")
+
+
 def command(job: Path, processes: int) -> list[str]:
     """`torchrun` for one machine: a process for each device, restarted by nobody but its caller."""
     return [

@@ -22,13 +22,12 @@ from dagster_pipes import open_dagster_pipes
 from torch import Tensor, nn
 
 from ..data.store import open_store
-from . import checkpoint, registry, report
+from . import checkpoint, launch, registry, report
 from .dataset import Batch, Steps, TrainingSet, loader, open_split
 from .evaluate import DevScorer
 from .losses import mask_loss
 from .network import MaskNet
 from .optimize import autocast_precision, make_optimizer, rate_factor, total_steps
-from .predict import WEIGHTS
 from .process import Job, Place, Stopped, join, listen_for_stop, parallel, read_job
 from .publish import publish, sections
 
@@ -199,7 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Train as the job file says; the exit code is 0 only if a model was registered."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--job", type=Path, required=True)
-    job = read_job(parser.parse_args(arguments).job)
+    file = parser.parse_args(arguments).job
+    job = read_job(file)
     piped = "DAGSTER_PIPES_CONTEXT" in os.environ and int(os.environ.get("RANK", 0)) == 0
     with open_dagster_pipes() if piped else nullcontext() as pipes, join() as place:
 
@@ -211,32 +211,21 @@ def main(arguments: list[str] | None = None) -> int:
 
         status = "FAILED"
         try:
-            result = train(job, place, say)
+            train(job, place, say)
             status = "FINISHED"
         except Stopped as error:
             status = "KILLED"
             say(str(error))
             return 128 + error.number
+        except Exception as error:
+            if not type(error).__module__.startswith("bananagrams_assets"):
+                raise
+            # Whoever launched this process shows the reason; a traceback would only hide it.
+            launch.failure_file(file).write_text(str(error), encoding="utf-8")
+            return 1
         finally:
             if place.rank == 0:
                 registry.end_run(job.tracking_uri, job.mlflow_run_id, status)
-        if result is not None and pipes is not None:
-            summary = result["summary"]
-            run = registry.RunLog(job.tracking_uri, job.mlflow_run_id)
-            pipes.report_asset_materialization(
-                metadata={
-                    **summary,
-                    "model_version": result["version"],
-                    "mlflow_run": {
-                        "raw_value": registry.run_url(
-                            job.tracking_uri, job.profile, run.experiment_id, job.mlflow_run_id
-                        ),
-                        "type": "url",
-                    },
-                    "checkpoint": open_store(job.store).describe(f"{job.output}/{WEIGHTS}"),
-                },
-                data_version=result["sha256"][:32],
-            )
     return 0
 
 
