@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlflow.models
-import mlflow.pyfunc
 import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 from bananagrams_assets.learn.predict import load_predictor, predict
 from bananagrams_assets.vision.images import decode, encode_png_mask
@@ -15,7 +15,7 @@ from bananagrams_assets.vision.images import decode, encode_png_mask
 MAX_PIXELS = 100_000_000
 
 
-class MaskModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+class MaskModel(PythonModel):
     """A table of `image` (bytes of a picture file) and `instruction` (text) → `mask` (bytes of a PNG).
 
     The PNG is single-channel, of the upright picture's size; 255 where the instruction will change it.
@@ -26,8 +26,7 @@ class MaskModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """Called by MLflow once, with the version's files."""
         self._predictor = load_predictor(Path(context.artifacts["weights"]).parent)
 
-    # MLflow reads type hints of this method as the model's signature; the one that was logged is meant.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """One mask for each row; `params` may hold `threshold`, the least probability of a mask pixel."""
         threshold = float((params or {}).get("threshold", 0.5))
         pictures = [decode(bytes(data), MAX_PIXELS) for data in model_input["image"]]
@@ -35,4 +34,4 @@ class MaskModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         return pd.DataFrame({"mask": [encode_png_mask(mask >= threshold, one_bit=False) for mask in masks]})
 
 
-mlflow.models.set_model(MaskModel())
+set_model(MaskModel())

@@ -37,7 +37,7 @@ def test_random_codes_are_the_same_everywhere() -> None:
     codes = RandomTokens(8, 12).codes
     assert codes.shape == (49408, 8)
     assert codes[:2].tolist() == [[-1, 1, -1, 1, 1, 1, 1, 1], [1, -1, -1, -1, -1, -1, 1, -1]]
-    assert set(codes.unique().tolist()) == {-1, 1}
+    assert bool((codes.abs() == 1).all())
 
 
 def test_a_token_inside_the_text_is_never_taken_for_a_pad() -> None:
@@ -93,6 +93,7 @@ def test_a_frozen_tower_survives_half_precision_unchanged(frozen: TextTower) -> 
 
 def test_an_unfrozen_tower_learns_and_caches_nothing() -> None:
     encoder = build_text_encoder(tower(freeze_text=False))
+    assert isinstance(encoder, TextTower)
     features, _ = encoder(["cat", "a dog"])
     features.sum().backward()
     weight = next(encoder.tower.parameters())
@@ -108,7 +109,7 @@ def test_tower_weights_come_from_a_local_file(frozen: TextTower, tmp_path: Path)
     settings = tower().model_copy(update={"text_weights": str(tmp_path / "clip.safetensors")})
     expected, _ = frozen(["a red cat"])
     loaded, _ = build_text_encoder(settings)(["a red cat"])
-    assert torch.equal(expected, loaded)
+    torch.testing.assert_close(expected, loaded)  # another batch size, another order of sums
     del state["text.ln_final.weight"]
     save_file(state, tmp_path / "clip.safetensors")
     with pytest.raises(

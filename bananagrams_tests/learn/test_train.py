@@ -30,7 +30,7 @@ from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile
 
 HERE = Place(0, 1, torch.device("cpu"))
 # Enough steps at 32 px to tell the four halves apart.
-LEARNS = {"train__max_steps": 60, "train__epochs": 20, "train__learning_rate": 0.01,
+LEARNS: dict[str, Any] = {"train__max_steps": 60, "train__epochs": 20, "train__learning_rate": 0.01,
           "train__log_every_steps": 20, "train__evaluate_every_steps": 20,
           "train__checkpoint_every_steps": 60}  # fmt: skip
 
