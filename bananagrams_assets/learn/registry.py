@@ -169,7 +169,7 @@ def promote(tracking_uri: str, profile: Profile, candidate_version: str | int) -
     candidate = _version(client, profile, str(candidate_version))
     before = find(tracking_uri, profile, CHAMPION)
     previous = find(tracking_uri, profile, PREVIOUS)
-    if before == candidate.version:
+    if before == str(candidate.version):
         return Promotion(False, f"version {before} is the champion already", before, previous)
     try:
         score = float(candidate.tags["dev_iou"])
@@ -202,7 +202,7 @@ def promote(tracking_uri: str, profile: Profile, candidate_version: str | int) -
     if before is not None:
         client.set_registered_model_alias(registered, PREVIOUS, before)
         previous = before
-    client.set_registered_model_alias(registered, CHAMPION, candidate.version)
+    client.set_registered_model_alias(registered, CHAMPION, str(candidate.version))
     over = f"best trivial {baseline:.3f}" + (f", version {before} {rival:.3f}" if before is not None else "")
     return Promotion(
         True, f"{name} is the champion: dev IoU {score:.3f} ({over})", str(candidate.version), previous
