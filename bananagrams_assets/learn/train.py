@@ -141,10 +141,8 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
                 loss_sum, loss_count = torch.zeros_like(loss_sum), 0
                 speed = (step - since_step) / (time.monotonic() - since)
                 losses.append((step, mean_loss))
-                line, numbers = (
-                    f"step {step}/{total} loss {mean_loss:.3f}",
-                    {"loss": mean_loss, "steps_per_s": speed},
-                )
+                line = f"step {step}/{total} loss {mean_loss:.3f}"
+                numbers = {"loss": mean_loss, "steps_per_s": speed}
                 if evaluates:
                     dev_iou = dev.mean_iou(net, precision)
                     dev_ious.append((step, dev_iou))
@@ -221,6 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not type(error).__module__.startswith("bananagrams_assets"):
                 raise
             # Whoever launched this process shows the reason; a traceback would only hide it.
+            print(error, file=sys.stderr, flush=True)
             launch.failure_file(file).write_text(str(error), encoding="utf-8")
             return 1
         finally:
