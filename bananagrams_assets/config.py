@@ -309,7 +309,7 @@ class CheckSettings(Section):
 
     max_rejected: Fraction = Field(0.2, description="largest share of a shard's records that may be lost")
     min_gain: float = Field(
-        0.02, ge=0, description="dev IoU the model must have over the best trivial baseline"
+        0.02, ge=-1, le=1, description="dev IoU the model must have over the best trivial baseline"
     )
 
 
