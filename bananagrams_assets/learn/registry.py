@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from ..config import Profile, flatten
+from ..config import TRACKING_VARIABLE, Profile, flatten
 
 if TYPE_CHECKING:
     from .predict import Predictor
@@ -279,8 +279,15 @@ def _client(tracking_uri: str) -> Any:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if path := _sqlite_file(tracking_uri):
         path.parent.mkdir(parents=True, exist_ok=True)
+    # MLflow also writes the URIs into the environment, where they would pass for the user's own choice.
+    chosen = {name: os.environ.get(name) for name in (TRACKING_VARIABLE, "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
+    for name, value in chosen.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     return mlflow.MlflowClient(tracking_uri, tracking_uri)
 
 

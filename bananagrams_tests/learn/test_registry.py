@@ -55,6 +55,17 @@ def test_a_run_is_started_beside_its_database_and_ends_once(uri: str, settings: 
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FAILED"
 
 
+def test_using_a_server_does_not_make_it_the_environments_choice(
+    uri: str, settings: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    registry.start_run(uri, settings, {})
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    registry.start_run(uri, settings, {})
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://elsewhere"
+
+
 def test_without_a_champion_loading_says_how_to_get_one(uri: str, settings: Profile) -> None:
     with pytest.raises(RegistryError, match=r"no champion yet: .*`bananagrams train`"):
         registry.load(uri, settings)
