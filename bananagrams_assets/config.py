@@ -69,6 +69,25 @@ class SampleSettings(Section):
     seed: Seed = Field(0, description="seed of every random choice")
 
 
+class OpenImagesSettings(Section):
+    """The set that the source photographs of pico-banana-400k were taken from."""
+
+    csv: str | None = Field(
+        None,
+        min_length=1,
+        description="path or URL of train-images-boxable-with-rotation.csv, which gives a photograph's "
+        "ImageID by its URL, with its author and licence; null: ImageIDs are not looked up",
+    )
+    folder: str | None = Field(
+        None, min_length=1, description="folder of unpacked pictures, <ImageID>.jpg; null: there is none"
+    )
+    mirror_prefix: str = Field(
+        "https://open-images-dataset.s3.amazonaws.com/train/",
+        pattern=r"^https?://.+/$",
+        description="what `<ImageID>.jpg` is appended to",
+    )
+
+
 class SourceSettings(Section):
     """Where records and pictures come from."""
 
@@ -82,13 +101,38 @@ class SourceSettings(Section):
         pattern=r"^https?://.+/$",
         description="what a record's output_image is appended to",
     )
+    photos_from: tuple[Literal["local", "mirror", "original"], ...] = Field(
+        ("local", "mirror", "original"),
+        min_length=1,
+        description="where a source photograph is looked for, in this order: `local` files (the record's "
+        "local_input_image, open_images.folder), the `mirror` of Open Images, the record's `original` URL",
+    )
+    open_images: OpenImagesSettings = OpenImagesSettings()
+    kinds: tuple[Literal["sft", "preference", "multi-turn"], ...] = Field(
+        (), description="kinds of records to include; empty: all of them"
+    )
     edit_types: tuple[str, ...] = Field((), description="edit types to include; empty: all of them")
+    categories: tuple[
+        Literal[
+            "Object", "Photometric", "Scene", "Style", "Text", "Human", "Geometric", "unknown"
+        ], ...
+    ] = Field((), description="categories of edit types to include; empty: all of them")
+    scopes: tuple[Literal["local", "global", "geometric", "unknown"], ...] = Field(
+        (), description="scopes of edit types to include; empty: all of them"
+    )
     max_samples: Count | None = Field(None, description="take at most this many records, spread evenly")
     license: str = Field(
         "edits CC BY-NC-ND 4.0 (research only, derivatives not redistributed); sources CC BY 2.0",
         description="written into the metadata of every sample",
     )
     sample: SampleSettings = SampleSettings()
+
+    @field_validator("photos_from")
+    @classmethod
+    def _each_once(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(places)) != len(places):
+            raise ValueError(f"names a place twice: {', '.join(places)}")
+        return places
 
 
 class FetchSettings(Section):

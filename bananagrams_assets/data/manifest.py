@@ -1,4 +1,4 @@
-"""The `manifest` stage: every line of every source, as a record in its shard or a reject with a reason.
+"""The `manifest` stage: every line of every source, as records in their shard or rejects with a reason.
 
 Lines stream into a temporary SQLite file, which finds duplicates, draws the sample and groups records
 into shards without holding them in memory.
@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import http.client
-import json
 import os
-import shutil
 import sqlite3
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
-from ..config import FetchSettings, Profile, SampleSettings
+from ..config import Profile, SampleSettings, SourceSettings
 from . import layout
 from .edit_types import allowed_names
+from .openimages import Photographs, open_photographs
 from .product import Product, Say
-from .records import Record, Reject, Source, parse_line
-from .sources import SAMPLE, SourceError, is_url
-from .store import Store
-from .tables import MANIFEST, REJECTS, reason_class, write_table
+from .records import LOCAL, Record, Reject, Source, parse_line
+from .sources import SAMPLE, SourceError, home_folder, is_url, latest
+from .store import Store, StoreError
+from .tables import MANIFEST, REJECTS, reason_class, write_columns, write_table
 
 LONGEST_LINE = 2**24
 ATTRIBUTION = "ATTRIBUTION.csv"
@@ -39,7 +33,12 @@ ATTRIBUTION = "ATTRIBUTION.csv"
 `author`, `license`."""
 
 _EDGE = 2**16
-_FIELDS = tuple(field.name for field in fields(Record))
+_BATCH_BYTES = 2**19
+_BATCH_ROWS = 1000
+_CACHE_KIB = 16_000
+_COLUMNS = ", ".join(Record._fields)
+_BOUNDARY = "\0"
+"""Between the parts of what is digested or stored as one text: neither paths nor URLs can hold it."""
 
 
 class ManifestError(SourceError):
@@ -53,62 +52,87 @@ def build_manifest(store: Store, profile: Profile, say: Say) -> dict[str, Produc
     first is kept; where one key stands for different records none is, because nothing says which of them
     the edited picture belongs to. `source.max_samples` takes the records whose keys' digests are
     smallest: a choice that no order of lines changes and that spreads evenly over shards. Raises
-    ManifestError for a source that cannot be read or gives no record, ConfigError for a bad
-    `source.edit_types`, StoreError.
+    SourceError for a source that cannot be read, ManifestError where it gives no record, ConfigError for
+    a bad `source.edit_types`, StoreError.
     """
-    wanted = allowed_names(profile.source.edit_types)
-    with (
-        tempfile.TemporaryDirectory(prefix="bananagrams-") as folder,
-        closing(sqlite3.connect(Path(folder) / "records.sqlite")) as database,
-    ):
-        _create(database)
-        for number, name in enumerate(profile.source.manifests):
-            _read_source(database, number, name, profile, say)
-        _reject_duplicates(database)
-        _select(database, wanted, profile.source.max_samples)
-        return _write(store, profile, database, say)
+    wanted = _filter(profile.source)
+    with tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
+        try:
+            with (
+                open_photographs(profile.source, profile.fetch, say) as photographs,
+                closing(sqlite3.connect(Path(folder) / "records.sqlite", isolation_level=None)) as database,
+            ):
+                _create(database)
+                for number, name in enumerate(profile.source.manifests):
+                    _read_source(database, number, name, photographs, wanted, profile, say)
+                _reject_duplicates(database)
+                _pick(database, profile.source.max_samples)
+                return _write(store, profile, database, say)
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"{folder}: {error}; records are sorted there: TMPDIR names another folder for it"
+            ) from error
 
 
 def sample_folder(settings: SampleSettings) -> Path:
     """Where the embedded sample of these settings lies: under DAGSTER_HOME, else `.bananagrams`."""
-    home = os.environ.get("DAGSTER_HOME")
-    root = Path(home).expanduser() if home else Path(".bananagrams").absolute()
-    return root / f"sample-{settings.digest()}"
+    return home_folder() / f"sample-{settings.digest()}"
+
+
+def _filter(source: SourceSettings) -> Callable[[Record], bool]:
+    """Whether a record is one that the profile asks for. Raises ConfigError."""
+    kinds, types = frozenset(source.kinds), allowed_names(source.edit_types)
+    categories, scopes = frozenset(source.categories), frozenset(source.scopes)
+
+    def wanted(record: Record) -> bool:
+        return (
+            (not kinds or record.kind in kinds)
+            and (not types or record.edit_type in types)
+            and (not categories or record.category in categories)
+            and (not scopes or (record.scope or "unknown") in scopes)
+        )
+
+    return wanted
 
 
 def _create(database: sqlite3.Connection) -> None:
     database.executescript(
-        """
-        PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
-        CREATE TABLE records (source INTEGER, line INTEGER, key TEXT, digest TEXT, rank BLOB,
-            edit_type TEXT, shard TEXT, chosen INTEGER DEFAULT 1, content TEXT, row TEXT,
-            PRIMARY KEY (source, line)) WITHOUT ROWID;
-        CREATE TABLE rejects (source INTEGER, line INTEGER, manifest TEXT, reason TEXT, output_image TEXT);
+        f"""
+        PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
+        PRAGMA temp_store = FILE; PRAGMA cache_size = -{_CACHE_KIB};
+        CREATE TABLE records (id INTEGER PRIMARY KEY, source INTEGER, chosen INTEGER, rank INTEGER,
+            says BLOB, content BLOB, {_COLUMNS});
+        CREATE TABLE rejects (id INTEGER PRIMARY KEY, source INTEGER, line INTEGER, manifest TEXT,
+            reason TEXT, output_image TEXT);
+        CREATE TABLE credits (source INTEGER, url TEXT, credit TEXT, PRIMARY KEY (source, url))
+            WITHOUT ROWID;
+        BEGIN;
         """
     )
 
 
-def _read_source(database: sqlite3.Connection, number: int, name: str, profile: Profile, say: Say) -> None:
-    with _open_source(name, profile, say) as (file, source):
-        credits = _attributions(source.folder)
-        lines = found = 0
-        for line, data in _lines(file):
-            if not data.strip(b"\xef\xbb\xbf \t\r\n"):
-                continue
-            lines += 1
-            parsed = (
-                parse_line(data, line, source, profile.splits)
-                if len(data) <= LONGEST_LINE
-                else Reject(source.name, line, f"line too long: over {LONGEST_LINE:,} bytes")
-            )
-            if isinstance(parsed, Reject):
-                _insert_reject(database, number, parsed)
-                continue
-            found += 1
-            _insert_record(database, number, parsed, _attribution(parsed, credits))
-            if found % 50_000 == 0:
+def _read_source(
+    database: sqlite3.Connection,
+    number: int,
+    name: str,
+    photographs: Photographs,
+    wanted: Callable[[Record], bool],
+    profile: Profile,
+    say: Say,
+) -> None:
+    lines = found = told = rejected = 0
+    with _open_source(name, profile, say) as (file, folder):
+        credit = _credits(database, number, folder)
+        source = Source(name, folder, profile.source.cdn_prefix, photographs, credit)
+        for count, records, rejects in _batches(file, source, profile):
+            lines += count
+            _insert_records(database, number, records, wanted)
+            _insert_rejects(database, number, rejects)
+            found += len(records)
+            rejected += len(rejects)
+            if found - told >= 50_000:
+                told = found
                 say(f"{name}: {found:,} records read")
-        database.commit()
     if not found:
         first = database.execute(
             "SELECT line, reason FROM rejects WHERE source = ? ORDER BY line LIMIT 1", (number,)
@@ -118,80 +142,156 @@ def _read_source(database: sqlite3.Connection, number: int, name: str, profile: 
             f"manifest {name}: no usable record in {lines:,} lines{why}" if lines
             else f"manifest {name}: it is empty"
         )  # fmt: skip
-    say(f"{name}: {found:,} records and {lines - found:,} rejects in {lines:,} lines")
+    say(f"{name}: {found:,} records and {rejected:,} rejects in {lines:,} lines")
 
 
-def _insert_reject(database: sqlite3.Connection, number: int, reject: Reject) -> None:
-    database.execute(
-        "INSERT INTO rejects VALUES (?, ?, ?, ?, ?)",
-        (number, reject.line, reject.manifest, reject.reason, reject.output_image),
+def _batches(
+    file: IO[bytes], source: Source, profile: Profile
+) -> Iterator[tuple[int, list[Record], list[Reject]]]:
+    """(lines that are not blank, their records, their rejects), in batches of bounded size."""
+    records: list[Record] = []
+    rejects: list[Reject] = []
+    lines = size = 0
+    for line, data in _lines(file):
+        if not data.strip(b"\xef\xbb\xbf \t\r\n"):
+            continue
+        lines += 1
+        size += len(data)
+        if len(data) > LONGEST_LINE:
+            rejects.append(Reject(source.name, line, f"line too long: over {LONGEST_LINE:,} bytes"))
+            continue
+        for item in parse_line(data, line, source, profile.splits):
+            if isinstance(item, Record):
+                records.append(item)
+            else:
+                rejects.append(item)
+        if size > _BATCH_BYTES:
+            yield lines, records, rejects
+            records, rejects = [], []
+            lines = size = 0
+    yield lines, records, rejects
+
+
+def _insert_rejects(database: sqlite3.Connection, number: int, rejects: Sequence[Reject]) -> None:
+    database.executemany(
+        "INSERT INTO rejects (source, line, manifest, reason, output_image) VALUES (?, ?, ?, ?, ?)",
+        [(number, item.line, item.manifest, item.reason, item.output_image) for item in rejects],
     )
 
 
-def _insert_record(database: sqlite3.Connection, number: int, record: Record, attribution: str) -> None:
-    row = {name: getattr(record, name) for name in _FIELDS} | {"attribution": attribution}
-    # Where a record stands, where its local files lie and whom it credits is no part of what it says.
-    left_out = ("line", "manifest", "local_input", "local_output", "attribution")
-    digest = _digest({name: value for name, value in row.items() if name not in left_out})
-    files = [_file_digest(record.local_input), _file_digest(record.local_output)]
-    content = _digest([digest, attribution, files])
-    rank = hashlib.blake2b(record.key.encode(), digest_size=8).digest()
-    database.execute(
-        "INSERT INTO records (source, line, key, digest, rank, edit_type, shard, content, row) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (number, record.line, record.key, digest, rank, record.edit_type, record.shard, content,
-         json.dumps(row)),
+def _insert_records(
+    database: sqlite3.Connection, number: int, records: Sequence[Record], wanted: Callable[[Record], bool]
+) -> None:
+    marks = ", ".join("?" * (5 + len(Record._fields)))
+    database.executemany(
+        f"INSERT INTO records (source, chosen, rank, says, content, {_COLUMNS}) VALUES ({marks})",
+        [
+            (number, wanted(record), _rank(record.key), *_digests(record), *record[:-1],
+             _BOUNDARY.join(record.input_candidates))
+            for record in records
+        ],
     )  # fmt: skip
 
 
+def _rank(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _digests(record: Record) -> tuple[bytes, bytes]:
+    """(what the record says, what is made of it).
+
+    Where a record stands, where its local files lie, whom it credits and by which address it names the
+    photograph is no part of what it says.
+    """
+    before = record.input_url if record.turn > 1 else record.input_url.partition("#")[2]
+    says = hashlib.blake2b(
+        _BOUNDARY.join(
+            (record.kind, str(record.turn), record.source_id, before, record.edit_type, record.category,
+             record.scope, record.text, record.summary, record.output_url)
+        ).encode(),
+        digest_size=16,
+    ).digest()  # fmt: skip
+    places = (
+        f"{LOCAL}{_file_digest(place[len(LOCAL) :])}" if place.startswith(LOCAL) else place
+        for place in record.input_candidates
+    )
+    content = hashlib.blake2b(
+        _BOUNDARY.join(
+            (record.split, record.input_url, record.attribution, str(record.rotation),
+             _file_digest(record.local_output), *places)
+        ).encode(),
+        digest_size=16,
+        key=says,
+    ).digest()  # fmt: skip
+    return says, content
+
+
 def _reject_duplicates(database: sqlite3.Connection) -> None:
-    database.execute("CREATE INDEX records_by_key ON records (key, source, line)")
-    repeated = database.execute(
-        "SELECT key, COUNT(DISTINCT digest) FROM records GROUP BY key HAVING COUNT(*) > 1"
-    ).fetchall()
-    for key, contents in repeated:
-        found = database.execute(
-            "SELECT source, line, row FROM records WHERE key = ? ORDER BY source, line", (key,)
-        ).fetchall()
-        rows = [json.loads(row) for _, _, row in found]
-        one_manifest = len({source for source, _, _ in found}) == 1
-        places = [f"line {row['line']}" + ("" if one_manifest else f" of {row['manifest']}") for row in rows]
-        listed = ", ".join(places[:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
-        dropped = range(len(found)) if contents > 1 else range(1, len(found))
-        for index in dropped:
-            reason = (
-                f"output_image of different records: {rows[index]['output_image']} on {listed}"
-                if contents > 1
-                else f"exact duplicate: {places[index]} repeats {places[0]}"
-            )
-            source, line, _ = found[index]
-            row = rows[index]
-            _insert_reject(database, source, Reject(row["manifest"], line, reason, row["output_image"]))
-            database.execute("DELETE FROM records WHERE source = ? AND line = ?", (source, line))
-
-
-def _select(database: sqlite3.Connection, wanted: frozenset[str], max_samples: int | None) -> None:
-    if wanted:
-        marks = ", ".join("?" * len(wanted))
-        database.execute(f"UPDATE records SET chosen = 0 WHERE edit_type NOT IN ({marks})", sorted(wanted))
-    if max_samples is not None:
+    database.executescript(
+        """
+        CREATE INDEX records_by_key ON records (key);
+        CREATE TABLE repeated AS SELECT key, 0 AS contents FROM records INDEXED BY records_by_key
+            GROUP BY key HAVING COUNT(*) > 1;
+        UPDATE repeated SET contents =
+            (SELECT COUNT(DISTINCT says) FROM records WHERE records.key = repeated.key);
+        """
+    )
+    for key, contents in database.execute("SELECT key, contents FROM repeated ORDER BY key"):
+        found = "SELECT {} FROM records WHERE key = ? ORDER BY source, line, id"
+        count, sources, first = database.execute(
+            "SELECT COUNT(*), COUNT(DISTINCT source), MIN(id) FROM records WHERE key = ?", (key,)
+        ).fetchone()
+        places = [
+            f"line {line}" if sources == 1 else f"line {line} of {manifest}"
+            for line, manifest in database.execute(found.format("line, manifest") + " LIMIT 5", (key,))
+        ]
+        listed = ", ".join(places) + (f" and {count - 5} more" if count > 5 else "")
+        for record, source, line, manifest, output_image in database.execute(
+            found.format("id, source, line, manifest, output_image"), (key,)
+        ):
+            if contents > 1:
+                reason = f"output_image of different records: {output_image} on {listed}"
+            elif record == first:
+                continue
+            else:
+                place = f"line {line}" if sources == 1 else f"line {line} of {manifest}"
+                reason = f"exact duplicate: {place} repeats {places[0]}"
+            _insert_rejects(database, source, [Reject(manifest, line, reason, output_image)])
         database.execute(
-            "UPDATE records SET chosen = 0 WHERE chosen AND key NOT IN "
-            "(SELECT key FROM records WHERE chosen ORDER BY rank, key LIMIT ?)",
-            (max_samples,),
+            "DELETE FROM records WHERE key = ? AND id != ?", (key, first if contents == 1 else 0)
         )
-    database.execute("CREATE INDEX records_by_shard ON records (shard, chosen, key)")
-    database.commit()
+
+
+def _pick(database: sqlite3.Connection, max_samples: int | None) -> None:
+    """Put down, by shard and key, the records that are asked for."""
+    last = database.execute(
+        "SELECT rank, key FROM records WHERE chosen ORDER BY rank, key LIMIT 1 OFFSET ?",
+        (max_samples - 1,),
+    ).fetchone() if max_samples is not None else None  # fmt: skip
+    database.execute("CREATE TABLE picked (shard, key, record, PRIMARY KEY (shard, key)) WITHOUT ROWID")
+    database.execute(
+        "INSERT INTO picked SELECT shard, key, id FROM records WHERE chosen "
+        + ("AND (rank, key) <= (?, ?) " if last else "")
+        + "ORDER BY shard, key",
+        last or (),
+    )
 
 
 def _write(store: Store, profile: Profile, database: sqlite3.Connection, say: Say) -> dict[str, Product]:
-    chosen = _count(database, "SELECT COUNT(*) FROM records WHERE chosen")
+    chosen = _count(database, "SELECT COUNT(*) FROM picked")
     if not chosen:
-        types = ", ".join(profile.source.edit_types)
-        raise ManifestError(f"no record is left: none is of the types in source.edit_types ({types})")
+        filters = [
+            f"source.{name} ({', '.join(values)})"
+            for name in ("kinds", "edit_types", "categories", "scopes")
+            if (values := getattr(profile.source, name))
+        ]
+        raise ManifestError(
+            f"no record is left: none passes {' and '.join(filters)}" if filters
+            else "no record is left: every one shares its output_image with a different one"
+        )  # fmt: skip
     products = {shard: _write_shard(store, database, shard) for shard in profile.shard_keys()}
     rejects = database.execute(
-        "SELECT manifest, line, reason, output_image FROM rejects ORDER BY source, line"
+        "SELECT manifest, line, reason, output_image FROM rejects ORDER BY source, line, id"
     )
     info = write_table(
         store, layout.MANIFEST_REJECTS, REJECTS, (dict(zip(REJECTS, row, strict=True)) for row in rejects)
@@ -205,93 +305,77 @@ def _write(store: Store, profile: Profile, database: sqlite3.Connection, say: Sa
     stats = {
         "sources": list(profile.source.manifests),
         "records": chosen,
-        "left_out": _count(database, "SELECT COUNT(*) FROM records WHERE NOT chosen"),
+        "left_out": _count(database, "SELECT COUNT(*) FROM records") - chosen,
         "rejected": reasons.total(),
         "reasons": dict(sorted(reasons.items())),
         "by_split": dict(by_split),
+        "by_kind": _total(products, "by_kind"),
         "by_edit_type": _total(products, "by_edit_type"),
         "shards": len(products),
         "photographs": sum(product.stats["photographs"] for product in products.values()),
     }
     say(f"{chosen:,} records in {len(products)} shards, {reasons.total():,} rejects")
-    content = _digest([[product.content for product in products.values()], info.sha256])
-    products[""] = Product({layout.MANIFEST_REJECTS: info}, stats, content=content)
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update("".join(f"{product.content}\n" for product in products.values()).encode())
+    digest.update(info.sha256.encode())
+    products[""] = Product({layout.MANIFEST_REJECTS: info}, stats, content=digest.hexdigest())
     return products
 
 
 def _write_shard(store: Store, database: sqlite3.Connection, shard: str) -> Product:
     digest = hashlib.blake2b(digest_size=16)
+    types: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     photographs: set[str] = set()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def batches() -> Iterator[dict[str, Sequence[Any]]]:
+        columns = ", ".join(f"records.{name}" for name in Record._fields)
         found = database.execute(
-            "SELECT row, content FROM records WHERE shard = ? AND chosen ORDER BY key", (shard,)
+            f"SELECT {columns}, content FROM picked JOIN records ON records.id = picked.record "
+            "WHERE picked.shard = ? ORDER BY picked.key",
+            (shard,),
         )
-        for text, content in found:
-            row: dict[str, Any] = json.loads(text)
-            digest.update(content.encode() + b"\n")
-            kinds[row["edit_type"]] += 1
-            photographs.add(row["source_id"])
-            yield row
+        while rows := found.fetchmany(_BATCH_ROWS):
+            *values, contents = zip(*rows, strict=True)
+            batch: dict[str, Sequence[Any]] = dict(zip(Record._fields, values, strict=True))
+            batch["input_candidates"] = [text.split(_BOUNDARY) for text in batch["input_candidates"]]
+            digest.update(b"".join(contents))
+            types.update(batch["edit_type"])
+            kinds.update(batch["kind"])
+            photographs.update(batch["source_id"])
+            yield batch
 
     name = layout.manifest_table(shard)
-    info = write_table(store, name, MANIFEST, rows())
+    info = write_columns(store, name, MANIFEST, batches())
     stats = {
-        "records": kinds.total(),
+        "records": types.total(),
         "photographs": len(photographs),
-        "by_edit_type": dict(sorted(kinds.items())),
+        "by_kind": dict(sorted(kinds.items())),
+        "by_edit_type": dict(sorted(types.items())),
     }
     return Product({name: info}, stats, content=digest.hexdigest())
 
 
 @contextmanager
-def _open_source(name: str, profile: Profile, say: Say) -> Iterator[tuple[IO[bytes], Source]]:
-    prefix = profile.source.cdn_prefix
-    if is_url(name):
-        with tempfile.TemporaryFile() as copy:
-            _download(name, copy, profile.fetch, say)
-            copy.seek(0)
-            yield copy, Source(name, None, prefix)
-        return
+def _open_source(name: str, profile: Profile, say: Say) -> Iterator[tuple[IO[bytes], Path | None]]:
+    """(lines, the folder that its paths are relative to, None for a URL) of a manifest."""
     path = Path(name).expanduser()
-    if name == SAMPLE:
-        from ..sample.make import ensure_sample
-
-        folder = sample_folder(profile.source.sample)
-        ensure_sample(folder, profile.source.sample, say)
-        path = folder / "sft.jsonl"
     try:
+        if name == SAMPLE:
+            from ..sample.make import ensure_sample
+
+            folder = sample_folder(profile.source.sample)
+            ensure_sample(folder, profile.source.sample, say)
+            path = folder / "sft.jsonl"
+        elif is_url(name):
+            path, _ = latest(name, profile.fetch, say)
         file = path.open("rb")
+    except SourceError as error:
+        raise ManifestError(f"manifest {error}") from error
     except OSError as error:
         raise ManifestError(f"manifest {name}: cannot be read: {error.strerror or error}") from error
     with file:
-        yield file, Source(name, path.absolute().parent, prefix)
-
-
-def _download(url: str, file: IO[bytes], settings: FetchSettings, say: Say) -> None:
-    """The whole of a remote manifest into `file`, with as many tries as a picture gets."""
-    request = urllib.request.Request(url, headers={"User-Agent": settings.user_agent})
-    for attempt in range(1, settings.attempts + 1):
-        file.seek(0)
-        file.truncate()
-        try:
-            with urllib.request.urlopen(request, timeout=settings.timeout_s) as answer:
-                shutil.copyfileobj(answer, file, 2**20)
-                length = answer.headers.get("Content-Length")
-            if length is None or file.tell() == int(length):
-                return
-            problem = f"the answer was cut: {file.tell():,} of {int(length):,} bytes came"
-        except urllib.error.HTTPError as error:
-            problem = f"HTTP {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):
-                raise ManifestError(f"manifest {url}: {problem}") from error
-        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            problem = str(getattr(error, "reason", error)) or type(error).__name__
-        if attempt < settings.attempts:
-            say(f"manifest {url}: {problem}; trying again")
-            time.sleep(settings.backoff_s * 2 ** (attempt - 1))
-    raise ManifestError(f"manifest {url}: {problem} (after {settings.attempts} tries)")
+        yield file, None if is_url(name) else path.absolute().parent
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -305,17 +389,27 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         yield number, data
 
 
-def _attributions(folder: Path | None) -> dict[str, str]:
-    """Photograph's URL → credit line, from the ATTRIBUTION.csv beside a local manifest."""
+def _credits(database: sqlite3.Connection, number: int, folder: Path | None) -> Callable[[str], str]:
+    """Photograph's URL → credit line, from the ATTRIBUTION.csv beside a local manifest, or ""."""
     path = folder / ATTRIBUTION if folder else None
     if path is None or not path.is_file():
-        return {}
+        return lambda url: ""
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = [
-            {str(name).strip().lower(): (value or "").strip() for name, value in row.items() if name}
-            for row in csv.DictReader(file)
-        ]
-    return {_photograph(row["url"]): _credit(row) for row in rows if row.get("url")}
+        for row in csv.DictReader(file):
+            cells = {str(name).strip().lower(): (value or "").strip() for name, value in row.items() if name}
+            if cells.get("url"):
+                database.execute(
+                    "INSERT OR REPLACE INTO credits VALUES (?, ?, ?)",
+                    (number, cells["url"].partition("#")[0], _credit(cells)),
+                )
+
+    def credit(url: str) -> str:
+        row = database.execute(
+            "SELECT credit FROM credits WHERE source = ? AND url = ?", (number, url)
+        ).fetchone()
+        return str(row[0]) if row else ""
+
+    return credit
 
 
 def _credit(row: dict[str, str]) -> str:
@@ -323,18 +417,6 @@ def _credit(row: dict[str, str]) -> str:
     author = f" by {row['author']}" if row.get("author") else ""
     licence = f", {row['license']}" if row.get("license") else ""
     return f"{title}{author}{licence}, {row['url']}"
-
-
-def _attribution(record: Record, credits: dict[str, str]) -> str:
-    """Who made the photograph, where that is known, else where it lies."""
-    photograph = _photograph(record.input_url)
-    return credits.get(photograph) or (
-        f"photograph: {photograph}" if photograph else "photograph: local file"
-    )
-
-
-def _photograph(url: str) -> str:
-    return url.partition("#")[0]
 
 
 def _file_digest(path: str) -> str:
@@ -354,10 +436,6 @@ def _file_digest(path: str) -> str:
         file.seek(max(0, size - _EDGE))
         digest.update(file.read(_EDGE))
     return digest.hexdigest()
-
-
-def _digest(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _count(database: sqlite3.Connection, query: str) -> int:

@@ -31,7 +31,7 @@ from .store import Store
 from .summary import by_edit_type, counts, histogram, median, reasons
 from .tables import SHARDS, by_key, read_table, write_table
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 """Of a sample's five files and of the fields of its metadata."""
 
 PARTS = ("input.jpg", "mask.png", "text.txt", "summary.txt", "meta.json")
@@ -154,7 +154,7 @@ def _meta(
         overlap = project(resizing(before, size), overlap)
     copied = (
         "key", "edit_type", "category", "scope", "kind", "turn", "source_id", "split", "shard", "input_url",
-        "output_url", "output_image", "attribution",
+        "output_url", "output_image", "attribution", "rotation",
     )  # fmt: skip
     return {
         **{name: record[name] for name in copied},

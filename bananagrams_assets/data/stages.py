@@ -58,11 +58,11 @@ _PAIR = ("manifest", "image_pairs", "aligned_pairs", "edit_masks")
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("manifest", "1", ("source", "splits"), per="whole"),
+        Stage("manifest", "2", ("source", "splits"), per="whole"),
         Stage("image_pairs", "1", ("fetch",), _PAIR[:1]),
         Stage("aligned_pairs", "1", ("align", "fetch.max_pixels"), _PAIR[1:2]),
         Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),
-        Stage("shards", "1", ("shards", "source.license"), _PAIR),
+        Stage("shards", "2", ("shards", "source.license"), _PAIR),
         Stage("validation_overlays", "1", ("overlays",), _PAIR),
         Stage("split_index", "1", ("source.license",), ("shards",), per="split"),
         Stage("mask_model", "1", ("model", "train"), ("split_index",), per="whole"),
@@ -145,7 +145,8 @@ def upstream_versions(store: Store, profile: Profile, asset: str, partition: str
     For the manifest, whose inputs lie outside the store: a fingerprint of each source.
     """
     if asset == "manifest":
-        return {source: fingerprint(source) for source in profile.source.manifests}
+        sources = [*profile.source.manifests, *filter(None, [profile.source.open_images.csv])]
+        return {source: fingerprint(source, profile.fetch) for source in sources}
     versions = {}
     for name, part in upstream_partitions(profile, asset, partition):
         receipt = read_receipt(store, name, part)

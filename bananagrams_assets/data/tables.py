@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -29,6 +29,8 @@ MANIFEST = {
     "line": int,
     "manifest": str,
     "attribution": str,
+    "rotation": int,
+    "input_candidates": list[str],
 }
 REJECTS = {"manifest": str, "line": int, "reason": str, "output_image": str}
 PAIRS = {
@@ -102,10 +104,25 @@ def write_table(
     rows: Iterable[Mapping[str, Any]],
     notes: Mapping[str, str] | None = None,
 ) -> FileInfo:
-    """Write rows, in the order given, as parquet; `list` columns hold lists of float64.
+    """Write rows, in the order given, as parquet; what a row lacks is null.
 
-    `notes` are kept with the schema, see `read_notes`.
+    `list` columns hold lists of float64, `list[str]` columns lists of strings. `notes` are kept with the
+    schema, see `read_notes`.
     """
+    remaining = iter(rows)
+    batches = iter(lambda: list(islice(remaining, _BATCH)), [])
+    columnar = ({column: [row.get(column) for row in batch] for column in columns} for batch in batches)
+    return write_columns(store, name, columns, columnar, notes)
+
+
+def write_columns(
+    store: Store,
+    name: str,
+    columns: Mapping[str, type],
+    batches: Iterable[Mapping[str, Sequence[Any]]],
+    notes: Mapping[str, str] | None = None,
+) -> FileInfo:
+    """As `write_table`, of batches of rows that are given by column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -115,15 +132,15 @@ def write_table(
         float: pa.float64(),
         bool: pa.bool_(),
         list: pa.list_(pa.float64()),
+        list[str]: pa.list_(pa.string()),
     }
     schema = pa.schema([pa.field(column, types[kind]) for column, kind in columns.items()], dict(notes or {}))
-    remaining = iter(rows)
     with (
         hashing_writer(store, name) as file,
         pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, compression="zstd") as writer,
     ):
-        while batch := list(islice(remaining, _BATCH)):
-            writer.write_table(pa.Table.from_pylist([dict(row) for row in batch], schema))
+        for batch in batches:
+            writer.write_table(pa.Table.from_pydict(batch, schema))
     return file.info
 
 

@@ -9,19 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bananagrams_assets.config import SplitSettings, SplitsSettings
+from bananagrams_assets.config import SourceSettings, SplitSettings, SplitsSettings
+from bananagrams_assets.data.openimages import Photographs
 from bananagrams_assets.data.records import Record, Reject, Source, assign, parse_line, record_key, source_id
 
 from .photos import record
 
 CDN = "https://cdn.example.org/nb/"
-REMOTE = Source("https://example.org/sft.jsonl", None, CDN)
+PHOTOGRAPHS = Photographs(SourceSettings())
+REMOTE = Source("https://example.org/sft.jsonl", None, CDN, PHOTOGRAPHS)
 SPLITS = SplitsSettings()
 
 
 def parse(content: Any, source: Source = REMOTE) -> Record | Reject:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return parse_line(data, 7, source, SPLITS)
+    (parsed,) = parse_line(data, 7, source, SPLITS)
+    return parsed
 
 
 def reason_of(content: Any, source: Source = REMOTE) -> str:
@@ -76,7 +79,7 @@ def test_a_field_must_hold_text(name: str, value: Any, word: str) -> None:
         (b"\xff\xfe{}", "not UTF-8"),
         (b"[" * 100_000, "broken JSON"),
         (b'{"a": ' + b"9" * 10_000 + b"}", ""),
-        (b'{"files": [], "metadata_edit_turn_prompts": []}', "multi-turn"),
+        (b'{"files": [], "metadata_edit_turn_prompts": []}', "files lacks a picture: original_input_image"),
     ],
 )
 def test_what_is_no_record_says_why(data: bytes, words: str) -> None:
@@ -128,7 +131,7 @@ class TestLocalFiles:
         return tmp_path
 
     def parse(self, folder: Path, **changes: Any) -> Record | Reject:
-        return parse(record(1, **changes), Source("sft.jsonl", folder, CDN))
+        return parse(record(1, **changes), Source("sft.jsonl", folder, CDN, PHOTOGRAPHS))
 
     def test_they_are_found_beside_a_local_manifest(self, folder: Path) -> None:
         parsed = self.parse(folder, local_input_image="photos/a.jpg")
@@ -196,7 +199,7 @@ def test_any_bytes_are_a_record_or_a_reject(data: bytes) -> None:
 
 @given(st.dictionaries(st.sampled_from([*record(1), "local_input_image", "rejected_images", "files"]), JSON))
 def test_any_object_is_a_record_or_a_reject(changes: dict[str, Any]) -> None:
-    for source in (REMOTE, Source("sft.jsonl", Path("/nowhere"), CDN)):
+    for source in (REMOTE, Source("sft.jsonl", Path("/nowhere"), CDN, PHOTOGRAPHS)):
         parsed = parse({**record(1), **changes}, source)
         assert isinstance(parsed, (Record, Reject))
         if isinstance(parsed, Reject):

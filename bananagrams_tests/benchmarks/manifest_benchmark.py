@@ -1,0 +1,145 @@
+"""Time, rate and peak memory of the manifest stage, each size in a process of its own.
+
+python -m bananagrams_tests.benchmarks.manifest_benchmark [--records N ...] [--photographs N] [--profile]
+
+Records are generated in the shape of sft.jsonl, two edits a photograph on average, one line in a
+thousand bad, one in a thousand repeated. `--photographs` generates a list of Open Images of that many rows
+beside them, whose index is built first and timed by itself; half of the records' URLs are in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bananagrams_assets.config import Profile, load_profile
+from bananagrams_assets.data.edit_types import EDIT_TYPES
+from bananagrams_assets.data.manifest import build_manifest
+from bananagrams_assets.data.openimages import open_photographs
+from bananagrams_assets.data.store import LocalStore
+
+_WORDS = (
+    "remove the red flag and its white pole from upper right of image seamlessly extending clear blue sky "
+    "sandy dune with subtle texture wooden fence to fill void ensuring lighting color natural grain"
+).split()
+
+
+def photo_url(number: int) -> str:
+    """A URL as Flickr's are."""
+    return f"https://c{number % 8 + 1}.staticflickr.com/{number % 9}/{7000 + number % 999}/{number + 10**9}_o.jpg"
+
+
+def manifest_lines(records: int) -> Iterator[str]:
+    rng = random.Random(0)
+    line = ""
+    for number in range(records):
+        if number % 1000 == 500:
+            yield '{"open_image_input_url": "https://example.org/cut\n'
+        elif number % 1000 == 700:
+            yield line
+        else:
+            content = {
+                "open_image_input_url": photo_url(rng.randrange(max(1, records // 2))),
+                "text": " ".join(rng.choices(_WORDS, k=50)),
+                "output_image": f"images/positive-edit/{number}.png",
+                "edit_type": rng.choice(EDIT_TYPES).name,
+                "summarized_text": " ".join(rng.choices(_WORDS, k=8)),
+            }
+            line = json.dumps(content) + "\n"
+            yield line
+
+
+def list_lines(photographs: int) -> Iterator[str]:
+    yield (
+        "ImageID,Subset,OriginalURL,OriginalLandingURL,License,AuthorProfileURL,Author,Title,OriginalSize,"
+        "OriginalMD5,Thumbnail300KURL,Rotation\n"
+    )
+    for number in range(photographs):
+        yield (
+            f"{number * 2654435761 % 2**64:016x},train,{photo_url(2 * number)},"
+            f"https://www.flickr.com/photos/someone/{number + 10**9},"
+            f"https://creativecommons.org/licenses/by/2.0/,https://www.flickr.com/people/someone{number % 9999}/,"
+            f"Somebody {number % 9999},\"A title, with a comma {number}\",2038323,"
+            f"I4V4qq54NBEFDwBqPYCkDA==,https://c{number % 8 + 1}.staticflickr.com/{number}_z.jpg,0.0\n"
+        )
+
+
+def profile_of(folder: Path, with_list: bool) -> Profile:
+    overrides: dict[str, object] = {"source.manifests": [str(folder / "sft.jsonl")]}
+    overrides["source.open_images.csv"] = str(folder / "list.csv") if with_list else None
+    return load_profile("pico-banana", overrides).profile
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def say(line: str) -> None:
+    print(f"  {line}", file=sys.stderr)
+
+
+def measure(folder: Path, with_list: bool, profiled: bool) -> None:
+    """Build the manifest of `folder` in this process and print what it took."""
+    profile = profile_of(folder, with_list)
+    if with_list:
+        start = time.perf_counter()
+        with open_photographs(profile.source, profile.fetch, say):
+            print(f"list of photographs read in {time.perf_counter() - start:.1f} s, peak {peak_mb():.0f} MB")
+    profiler = cProfile.Profile()
+    start, before = time.perf_counter(), time.process_time()
+    if profiled:
+        profiler.enable()
+    products = build_manifest(LocalStore(folder / "store"), profile, say)
+    profiler.disable()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - before
+    stats = products[""].stats
+    lines = stats["records"] + stats["rejected"]
+    print(
+        f"{lines:,} lines: {stats['records']:,} records, {stats['rejected']:,} rejects, "
+        f"{stats['photographs']:,} photographs in {stats['shards']} shards; {seconds:.1f} s "
+        f"({lines / seconds:,.0f} records/s), {cpu:.1f} CPU s ({lines / cpu:,.0f} records/CPU s), "
+        f"peak memory {peak_mb():.0f} MB",
+        flush=True,
+    )
+    if profiled:
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, nargs="+", default=[257_730, 2_500_000])
+    parser.add_argument("--photographs", type=int, default=0)
+    parser.add_argument("--profile", action="store_true", help="show where the time goes")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.folder:
+        measure(asked.folder, asked.photographs > 0, asked.profile)
+        return
+    for records in asked.records:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with (folder / "sft.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(manifest_lines(records))
+            if asked.photographs:
+                with (folder / "list.csv").open("w", encoding="utf-8") as file:
+                    file.writelines(list_lines(asked.photographs))
+            command = [sys.executable, "-m", "bananagrams_tests.benchmarks.manifest_benchmark"]
+            command += ["--folder", name, "--photographs", str(asked.photographs)]
+            command += ["--profile"] if asked.profile else []
+            environment = {**os.environ, "DAGSTER_HOME": str(folder / "home")}
+            subprocess.run(command, check=True, env=environment)
+
+
+if __name__ == "__main__":
+    main()
