@@ -113,9 +113,7 @@ class SourceSettings(Section):
     )
     edit_types: tuple[str, ...] = Field((), description="edit types to include; empty: all of them")
     categories: tuple[
-        Literal[
-            "Object", "Photometric", "Scene", "Style", "Text", "Human", "Geometric", "unknown"
-        ], ...
+        Literal["Object", "Photometric", "Scene", "Style", "Text", "Human", "Geometric", "unknown"], ...
     ] = Field((), description="categories of edit types to include; empty: all of them")
     scopes: tuple[Literal["local", "global", "geometric", "unknown"], ...] = Field(
         (), description="scopes of edit types to include; empty: all of them"

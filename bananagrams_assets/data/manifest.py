@@ -22,7 +22,7 @@ from . import layout
 from .edit_types import allowed_names
 from .openimages import Photographs, open_photographs
 from .product import Product, Say
-from .records import LOCAL, Record, Reject, Source, parse_line
+from .records import LOCAL, Record, Reject, Source, assigning, parse_line
 from .sources import SAMPLE, SourceError, home_folder, is_url, latest
 from .store import Store, StoreError
 from .tables import MANIFEST, REJECTS, reason_class, write_columns, write_table
@@ -152,6 +152,7 @@ def _batches(
     records: list[Record] = []
     rejects: list[Reject] = []
     lines = size = 0
+    assign_to = assigning(profile.splits)
     for line, data in _lines(file):
         if not data.strip(b"\xef\xbb\xbf \t\r\n"):
             continue
@@ -160,7 +161,7 @@ def _batches(
         if len(data) > LONGEST_LINE:
             rejects.append(Reject(source.name, line, f"line too long: over {LONGEST_LINE:,} bytes"))
             continue
-        for item in parse_line(data, line, source, profile.splits):
+        for item in parse_line(data, line, source, assign_to):
             if isinstance(item, Record):
                 records.append(item)
             else:

@@ -6,7 +6,6 @@ left is sft.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..config import SplitsSettings
 from .edit_types import EditType, edit_type
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 REQUIRED = ("text", "output_image", "edit_type", "summarized_text")
 LOCAL = "local:"
 """What a candidate that is a path on this machine begins with."""
+
+Assign: TypeAlias = "Callable[[str], tuple[str, str]]"
+"""(split, shard) of a `source_id`."""
 
 _UNKNOWN = EditType("unknown", "unknown", "")
 _SLUG_LENGTH = 48
@@ -104,7 +106,7 @@ class _LineError(ValueError):
     pass
 
 
-def parse_line(data: bytes, line: int, source: Source, splits: SplitsSettings) -> list[Record | Reject]:
+def parse_line(data: bytes, line: int, source: Source, assign_to: Assign) -> list[Record | Reject]:
     """Read one line of a manifest; never raises. `line` counts from 1.
 
     A multi-turn line gives a record for each turn, in order; a turn without a usable prompt is a reject
@@ -116,8 +118,8 @@ def parse_line(data: bytes, line: int, source: Source, splits: SplitsSettings) -
         if isinstance(content.get("output_image"), str):
             output_image = content["output_image"].encode("utf-8", "replace").decode()
         if "files" in content or "metadata_edit_turn_prompts" in content:
-            return _turns(content, line, source, splits)
-        return [_single(content, line, source, splits)]
+            return _turns(content, line, source, assign_to)
+        return [_single(content, line, source, assign_to)]
     except _LineError as error:
         return [Reject(source.name, line, str(error), output_image)]
 
@@ -152,44 +154,41 @@ def source_id(url: str) -> str:
 
 def assign(source: str, splits: SplitsSettings) -> tuple[str, str]:
     """(split, shard) of a source photograph, from its `source_id` and the splits' settings alone."""
-    key, used = _shares(splits)
-    digest = hashlib.blake2b(source.encode(), digest_size=16, key=key).digest()
-    # 53 bits: what a float in [0, 1) holds exactly.
-    position = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
-    chosen, shards = used[-1][1:]
-    for upper, name, count in used:
-        if position < upper:
-            chosen, shards = name, count
-            break
-    bucket = int.from_bytes(digest[8:], "big") % shards
-    return chosen, f"{chosen}-{bucket:05d}"
+    return assigning(splits)(source)
 
 
-@functools.lru_cache(maxsize=8)
-def _shares(splits: SplitsSettings) -> tuple[bytes, list[tuple[float, str, int]]]:
-    """(key of the digest, (upper end of its range in [0, 1], name, shards) of each split that has one)."""
-    upper, used = 0.0, []
+def assigning(splits: SplitsSettings) -> Assign:
+    """`assign` with these settings, for many photographs."""
+    key = str(splits.seed).encode()
+    end, used = 0.0, []
     for name, split in splits.by_name().items():
         if split.ratio > 0:
-            upper += split.ratio
-            used.append((upper, name, split.shards))
-    return str(splits.seed).encode(), used
+            end += split.ratio
+            used.append((end, name, split.shards))
+
+    def chosen(source: str) -> tuple[str, str]:
+        digest = hashlib.blake2b(source.encode(), digest_size=16, key=key).digest()
+        # 53 bits: what a float in [0, 1) holds exactly.
+        position = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+        for upper, name, shards in used:
+            if position < upper:
+                break
+        return name, f"{name}-{int.from_bytes(digest[8:], 'big') % shards:05d}"
+
+    return chosen
 
 
-def _single(content: dict[str, Any], line: int, source: Source, splits: SplitsSettings) -> Record:
+def _single(content: dict[str, Any], line: int, source: Source, assign_to: Assign) -> Record:
     text, output_image, kind_of_edit, summary = (_text(content, name) for name in REQUIRED)
     before = _photograph(
         source, content, "open_image_input_url", content.get("local_input_image") if source.folder else None
     )
-    return _record(
-        "preference" if "rejected_images" in content else "sft", 0, before,
-        _relative("output_image", output_image), edit_type(kind_of_edit), text, summary, line, source, splits,
-    )  # fmt: skip
+    kind = "preference" if "rejected_images" in content else "sft"
+    name, known = _relative("output_image", output_image), edit_type(kind_of_edit)
+    return _record(kind, 0, before, name, known, text, summary, line, source, assign_to)
 
 
-def _turns(
-    content: dict[str, Any], line: int, source: Source, splits: SplitsSettings
-) -> list[Record | Reject]:
+def _turns(content: dict[str, Any], line: int, source: Source, assign_to: Assign) -> list[Record | Reject]:
     pictures = _chain(content)
     prompts = content.get("metadata_edit_turn_prompts")
     if not isinstance(prompts, list):
@@ -214,7 +213,7 @@ def _turns(
         else:
             # The prompts are as short as summaries are.
             found.append(
-                _record("multi-turn", turn, before, name, _UNKNOWN, text, text, line, source, splits)
+                _record("multi-turn", turn, before, name, _UNKNOWN, text, text, line, source, assign_to)
             )
         before = _edited(source, name, before)
     return found
@@ -244,9 +243,9 @@ def _chain(content: dict[str, Any]) -> list[str]:
 
 def _record(
     kind: str, turn: int, before: _Input, output_image: str, known: EditType, text: str, summary: str,
-    line: int, source: Source, splits: SplitsSettings,
+    line: int, source: Source, assign_to: Assign,
 ) -> Record:  # fmt: skip
-    split, shard = assign(before.source_id, splits)
+    split, shard = assign_to(before.source_id)
     return Record(
         record_key(kind, output_image), kind, turn, before.source_id, split, shard, known.name,
         known.category, known.scope, text, summary, before.url, _cdn(source, output_image), output_image,
@@ -325,13 +324,14 @@ def _text(content: dict[str, Any], field: str, name: str = "") -> str:
         raise _LineError(f"{name} is null")
     if not isinstance(value, str):
         raise _LineError(f"{name} is not a string but a {type(value).__name__}")
-    if not value.strip():
+    text = value.strip()
+    if not text:
         raise _LineError(f"{name} is empty")
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise _LineError(f"{name} holds half a character (a lone surrogate)") from None
-    return value.strip()
+    return text
 
 
 def _url(name: str, url: str) -> str:

@@ -29,19 +29,21 @@ from bananagrams_assets.data.manifest import build_manifest
 from bananagrams_assets.data.openimages import open_photographs
 from bananagrams_assets.data.store import LocalStore
 
-_WORDS = (
+_TEXT = (
     "remove the red flag and its white pole from upper right of image seamlessly extending clear blue sky "
     "sandy dune with subtle texture wooden fence to fill void ensuring lighting color natural grain"
-).split()
+)
 
 
 def photo_url(number: int) -> str:
     """A URL as Flickr's are."""
-    return f"https://c{number % 8 + 1}.staticflickr.com/{number % 9}/{7000 + number % 999}/{number + 10**9}_o.jpg"
+    host, folder = f"c{number % 8 + 1}.staticflickr.com", f"{number % 9}/{7000 + number % 999}"
+    return f"https://{host}/{folder}/{number + 10**9}_o.jpg"
 
 
 def manifest_lines(records: int) -> Iterator[str]:
     rng = random.Random(0)
+    words = _TEXT.split()
     line = ""
     for number in range(records):
         if number % 1000 == 500:
@@ -51,10 +53,10 @@ def manifest_lines(records: int) -> Iterator[str]:
         else:
             content = {
                 "open_image_input_url": photo_url(rng.randrange(max(1, records // 2))),
-                "text": " ".join(rng.choices(_WORDS, k=50)),
+                "text": " ".join(rng.choices(words, k=50)),
                 "output_image": f"images/positive-edit/{number}.png",
                 "edit_type": rng.choice(EDIT_TYPES).name,
-                "summarized_text": " ".join(rng.choices(_WORDS, k=8)),
+                "summarized_text": " ".join(rng.choices(words, k=8)),
             }
             line = json.dumps(content) + "\n"
             yield line
@@ -69,8 +71,9 @@ def list_lines(photographs: int) -> Iterator[str]:
         yield (
             f"{number * 2654435761 % 2**64:016x},train,{photo_url(2 * number)},"
             f"https://www.flickr.com/photos/someone/{number + 10**9},"
-            f"https://creativecommons.org/licenses/by/2.0/,https://www.flickr.com/people/someone{number % 9999}/,"
-            f"Somebody {number % 9999},\"A title, with a comma {number}\",2038323,"
+            "https://creativecommons.org/licenses/by/2.0/,"
+            f"https://www.flickr.com/people/someone{number % 9999}/,"
+            f'Somebody {number % 9999},"A title, with a comma {number}",2038323,'
             f"I4V4qq54NBEFDwBqPYCkDA==,https://c{number % 8 + 1}.staticflickr.com/{number}_z.jpg,0.0\n"
         )
 

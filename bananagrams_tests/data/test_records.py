@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from bananagrams_assets.config import SourceSettings, SplitSettings, SplitsSettings
 from bananagrams_assets.data.openimages import Photographs
-from bananagrams_assets.data.records import Record, Reject, Source, assign, parse_line, record_key, source_id
+from bananagrams_assets.data.records import (
+    Record,
+    Reject,
+    Source,
+    assign,
+    assigning,
+    parse_line,
+    record_key,
+    source_id,
+)
 
 from .photos import record
 
@@ -23,7 +32,7 @@ SPLITS = SplitsSettings()
 
 def parse(content: Any, source: Source = REMOTE) -> Record | Reject:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    (parsed,) = parse_line(data, 7, source, SPLITS)
+    (parsed,) = parse_line(data, 7, source, assigning(SPLITS))
     return parsed
 
 

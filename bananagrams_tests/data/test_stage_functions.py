@@ -156,7 +156,8 @@ def test_metadata_holds_every_field(built: Built) -> None:
     assert set(meta) == {
         "key", "edit_type", "category", "scope", "kind", "turn", "source_id", "split", "shard", "input_url",
         "output_url", "output_image", "width", "height", "edited_width", "edited_height", "homography",
-        "alignment", "overlap", "mask", "sha256", "license", "attribution", "rotation", "version", "config_digest",
+        "alignment", "overlap", "mask", "sha256", "license", "attribution", "rotation", "version",
+        "config_digest",
     }  # fmt: skip
     assert set(meta["alignment"]) == {"method", "inliers", "inlier_ratio", "residual_px", "confidence"}
     assert {"area", "components", "confidence", "is_global"} <= set(meta["mask"])
