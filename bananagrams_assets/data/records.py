@@ -6,7 +6,9 @@ left is sft.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -160,20 +162,15 @@ def assign(source: str, splits: SplitsSettings) -> tuple[str, str]:
 def assigning(splits: SplitsSettings) -> Assign:
     """`assign` with these settings, for many photographs."""
     key = str(splits.seed).encode()
-    end, used = 0.0, []
-    for name, split in splits.by_name().items():
-        if split.ratio > 0:
-            end += split.ratio
-            used.append((end, name, split.shards))
+    used = [(name, split) for name, split in splits.by_name().items() if split.ratio > 0]
+    ends = list(itertools.accumulate(split.ratio for _, split in used))
 
     def chosen(source: str) -> tuple[str, str]:
         digest = hashlib.blake2b(source.encode(), digest_size=16, key=key).digest()
         # 53 bits: what a float in [0, 1) holds exactly.
         position = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
-        for upper, name, shards in used:
-            if position < upper:
-                break
-        return name, f"{name}-{int.from_bytes(digest[8:], 'big') % shards:05d}"
+        name, split = used[min(bisect.bisect_right(ends, position), len(used) - 1)]
+        return name, f"{name}-{int.from_bytes(digest[8:], 'big') % split.shards:05d}"
 
     return chosen
 

@@ -91,6 +91,23 @@ def failing_first(times: int, code: int, then: bytes, **headers: str) -> Answer:
     return answer
 
 
+def conditional(data: bytes, **validators: str) -> Answer:
+    """Answers 304 to a request that carries these validators (`ETag`, `Last_Modified`), else `data`."""
+
+    def answer(request: Handler, before: int) -> None:
+        asked = {
+            "ETag": request.headers.get("If-None-Match"),
+            "Last_Modified": request.headers.get("If-Modified-Since"),
+        }
+        if validators and all(asked[name] == value for name, value in validators.items()):
+            request.reply(304, **validators)
+            return
+        request.server.sent[request.path] += len(data)
+        request.reply(200, data, **validators)
+
+    return answer
+
+
 def cut_first(times: int, data: bytes) -> Answer:
     """Announces all of `data` and hangs up half-way."""
 
