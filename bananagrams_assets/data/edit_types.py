@@ -69,7 +69,7 @@ EDIT_TYPES = tuple(
 )
 SCOPES = ("local", "global", "geometric")
 
-_FILLERS = frozenset({"a", "an", "existing", "for", "is", "of", "or", "s", "the", "to", "with"})
+_FILLERS = frozenset({"a", "an", "and", "existing", "for", "is", "of", "or", "s", "the", "to", "with"})
 _SPELLINGS = {"colour": "color", "colours": "colors", "jewellery": "jewelry", "stickerify": "sticker ify"}
 
 
@@ -77,7 +77,7 @@ def edit_type(name: str) -> EditType:
     """The edit type that `name` means; one of category "unknown" and scope "" where none does.
 
     Case, accents, punctuation, arrows, quotes, small words and what stands in brackets do not matter;
-    a name may be cut short or go on, as long as one type alone fits.
+    a name may be cut short, go on, or order its words otherwise, as long as one type alone fits.
     """
     known = _lookup(name)
     return known if known is not None else EditType(" ".join(name.split()), "unknown", "")
@@ -124,6 +124,9 @@ def _lookup(name: str) -> EditType | None:
         for known, kind in without_brackets.items()
         if known and core and (f"{core} ".startswith(f"{known} ") or f"{known} ".startswith(f"{core} "))
     ]
+    if not fitting:
+        asked = set(_plain(name).split())
+        fitting = [kind for kind in EDIT_TYPES if asked <= set(_plain(kind.name).split())]
     # One word alone ("change", "text") would fit by accident.
     return fitting[0] if len(fitting) == 1 and " " in core else None
 
@@ -138,7 +141,11 @@ def _tables() -> tuple[dict[str, EditType], dict[str, EditType], dict[str, EditT
 
 
 def _core(name: str) -> str:
-    return " ".join(word for word in _words(re.sub(r"\([^)]*\)?", " ", name)).split() if word not in _FILLERS)
+    return _plain(re.sub(r"\([^)]*\)?", " ", name))
+
+
+def _plain(name: str) -> str:
+    return " ".join(word for word in _words(name).split() if word not in _FILLERS)
 
 
 def _words(name: str) -> str:

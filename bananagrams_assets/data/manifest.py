@@ -1,13 +1,13 @@
 """The `manifest` stage: every line of every source, as records in their shard or rejects with a reason.
 
-Lines stream into a temporary SQLite file, which finds duplicates, draws the sample and groups records
-into shards without holding them in memory.
+Records stream into temporary files, one a shard, and what tells them apart into an SQLite file, which finds
+duplicates, draws the sample and puts each shard in order without holding records in memory.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import json
 import os
 import sqlite3
 import tempfile
@@ -19,26 +19,23 @@ from typing import IO, Any
 
 from ..config import Profile, SampleSettings, SourceSettings
 from . import layout
+from .credits import read_credits
 from .edit_types import allowed_names
 from .openimages import Photographs, open_photographs
 from .product import Product, Say
 from .records import LOCAL, Record, Reject, Source, assigning, parse_line
 from .sources import SAMPLE, SourceError, home_folder, is_url, latest
+from .spool import Spool
 from .store import Store, StoreError
 from .tables import MANIFEST, REJECTS, reason_class, write_columns, write_table
 
 LONGEST_LINE = 2**24
-ATTRIBUTION = "ATTRIBUTION.csv"
-"""A file of this name beside a local manifest says who made the photographs: columns `url`, `title`,
-`author`, `license`."""
-
 _EDGE = 2**16
 _BATCH_BYTES = 2**19
 _BATCH_ROWS = 1000
 _CACHE_KIB = 16_000
-_COLUMNS = ", ".join(Record._fields)
 _BOUNDARY = "\0"
-"""Between the parts of what is digested or stored as one text: neither paths nor URLs can hold it."""
+"""Between the parts of what is digested as one text."""
 
 
 class ManifestError(SourceError):
@@ -62,12 +59,13 @@ def build_manifest(store: Store, profile: Profile, say: Say) -> dict[str, Produc
                 open_photographs(profile.source, profile.fetch, say) as photographs,
                 closing(sqlite3.connect(Path(folder) / "records.sqlite", isolation_level=None)) as database,
             ):
+                spool = Spool(Path(folder))
                 _create(database)
                 for number, name in enumerate(profile.source.manifests):
-                    _read_source(database, number, name, photographs, wanted, profile, say)
-                _reject_duplicates(database)
+                    _read_source(database, spool, number, name, photographs, wanted, profile, say)
+                _reject_duplicates(database, profile.source.manifests)
                 _pick(database, profile.source.max_samples)
-                return _write(store, profile, database, say)
+                return _write(store, profile, database, spool, say)
         except sqlite3.OperationalError as error:
             raise StoreError(
                 f"{folder}: {error}; records are sorted there: TMPDIR names another folder for it"
@@ -100,12 +98,11 @@ def _create(database: sqlite3.Connection) -> None:
         f"""
         PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
         PRAGMA temp_store = FILE; PRAGMA cache_size = -{_CACHE_KIB};
-        CREATE TABLE records (id INTEGER PRIMARY KEY, source INTEGER, chosen INTEGER, rank INTEGER,
-            says BLOB, content BLOB, {_COLUMNS});
+        CREATE TABLE records (id INTEGER PRIMARY KEY, source INTEGER, line INTEGER, key TEXT,
+            output_image TEXT, shard TEXT, place INTEGER, size INTEGER, chosen INTEGER, rank INTEGER,
+            says BLOB, content BLOB);
         CREATE TABLE rejects (id INTEGER PRIMARY KEY, source INTEGER, line INTEGER, manifest TEXT,
             reason TEXT, output_image TEXT);
-        CREATE TABLE credits (source INTEGER, url TEXT, credit TEXT, PRIMARY KEY (source, url))
-            WITHOUT ROWID;
         BEGIN;
         """
     )
@@ -113,6 +110,7 @@ def _create(database: sqlite3.Connection) -> None:
 
 def _read_source(
     database: sqlite3.Connection,
+    spool: Spool,
     number: int,
     name: str,
     photographs: Photographs,
@@ -122,11 +120,11 @@ def _read_source(
 ) -> None:
     lines = found = told = rejected = 0
     with _open_source(name, profile, say) as (file, folder):
-        credit = _credits(database, number, folder)
+        credit = read_credits(database, number, folder)
         source = Source(name, folder, profile.source.cdn_prefix, photographs, credit)
         for count, records, rejects in _batches(file, source, profile):
             lines += count
-            _insert_records(database, number, records, wanted)
+            _insert_records(database, spool, number, records, wanted)
             _insert_rejects(database, number, rejects)
             found += len(records)
             rejected += len(rejects)
@@ -181,17 +179,25 @@ def _insert_rejects(database: sqlite3.Connection, number: int, rejects: Sequence
 
 
 def _insert_records(
-    database: sqlite3.Connection, number: int, records: Sequence[Record], wanted: Callable[[Record], bool]
+    database: sqlite3.Connection,
+    spool: Spool,
+    number: int,
+    records: Sequence[Record],
+    wanted: Callable[[Record], bool],
 ) -> None:
-    marks = ", ".join("?" * (5 + len(Record._fields)))
+    rows = []
+    for record in records:
+        data = json.dumps(record).encode()
+        place = spool.add(record.shard, data)
+        rows.append(
+            (number, record.line, record.key, record.output_image, record.shard, place, len(data),
+             wanted(record), _rank(record.key), *_digests(record))
+        )  # fmt: skip
     database.executemany(
-        f"INSERT INTO records (source, chosen, rank, says, content, {_COLUMNS}) VALUES ({marks})",
-        [
-            (number, wanted(record), _rank(record.key), *_digests(record), *record[:-1],
-             _BOUNDARY.join(record.input_candidates))
-            for record in records
-        ],
-    )  # fmt: skip
+        "INSERT INTO records (source, line, key, output_image, shard, place, size, chosen, rank, says, "
+        "content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        rows,
+    )
 
 
 def _rank(key: str) -> int:
@@ -227,7 +233,7 @@ def _digests(record: Record) -> tuple[bytes, bytes]:
     return says, content
 
 
-def _reject_duplicates(database: sqlite3.Connection) -> None:
+def _reject_duplicates(database: sqlite3.Connection, manifests: Sequence[str]) -> None:
     database.executescript(
         """
         CREATE INDEX records_by_key ON records (key);
@@ -243,13 +249,14 @@ def _reject_duplicates(database: sqlite3.Connection) -> None:
             "SELECT COUNT(*), COUNT(DISTINCT source), MIN(id) FROM records WHERE key = ?", (key,)
         ).fetchone()
         places = [
-            f"line {line}" if sources == 1 else f"line {line} of {manifest}"
-            for line, manifest in database.execute(found.format("line, manifest") + " LIMIT 5", (key,))
+            f"line {line}" if sources == 1 else f"line {line} of {manifests[source]}"
+            for line, source in database.execute(found.format("line, source") + " LIMIT 5", (key,))
         ]
         listed = ", ".join(places) + (f" and {count - 5} more" if count > 5 else "")
-        for record, source, line, manifest, output_image in database.execute(
-            found.format("id, source, line, manifest, output_image"), (key,)
+        for record, source, line, output_image in database.execute(
+            found.format("id, source, line, output_image"), (key,)
         ):
+            manifest = manifests[source]
             if contents > 1:
                 reason = f"output_image of different records: {output_image} on {listed}"
             elif record == first:
@@ -269,16 +276,20 @@ def _pick(database: sqlite3.Connection, max_samples: int | None) -> None:
         "SELECT rank, key FROM records WHERE chosen ORDER BY rank, key LIMIT 1 OFFSET ?",
         (max_samples - 1,),
     ).fetchone() if max_samples is not None else None  # fmt: skip
-    database.execute("CREATE TABLE picked (shard, key, record, PRIMARY KEY (shard, key)) WITHOUT ROWID")
     database.execute(
-        "INSERT INTO picked SELECT shard, key, id FROM records WHERE chosen "
+        "CREATE TABLE picked (shard, key, place, size, content, PRIMARY KEY (shard, key)) WITHOUT ROWID"
+    )
+    database.execute(
+        "INSERT INTO picked SELECT shard, key, place, size, content FROM records WHERE chosen "
         + ("AND (rank, key) <= (?, ?) " if last else "")
         + "ORDER BY shard, key",
         last or (),
     )
 
 
-def _write(store: Store, profile: Profile, database: sqlite3.Connection, say: Say) -> dict[str, Product]:
+def _write(
+    store: Store, profile: Profile, database: sqlite3.Connection, spool: Spool, say: Say
+) -> dict[str, Product]:
     chosen = _count(database, "SELECT COUNT(*) FROM picked")
     if not chosen:
         filters = [
@@ -290,7 +301,7 @@ def _write(store: Store, profile: Profile, database: sqlite3.Connection, say: Sa
             f"no record is left: none passes {' and '.join(filters)}" if filters
             else "no record is left: every one shares its output_image with a different one"
         )  # fmt: skip
-    products = {shard: _write_shard(store, database, shard) for shard in profile.shard_keys()}
+    products = {shard: _write_shard(store, database, spool, shard) for shard in profile.shard_keys()}
     rejects = database.execute(
         "SELECT manifest, line, reason, output_image FROM rejects ORDER BY source, line, id"
     )
@@ -323,28 +334,27 @@ def _write(store: Store, profile: Profile, database: sqlite3.Connection, say: Sa
     return products
 
 
-def _write_shard(store: Store, database: sqlite3.Connection, shard: str) -> Product:
+def _write_shard(store: Store, database: sqlite3.Connection, spool: Spool, shard: str) -> Product:
     digest = hashlib.blake2b(digest_size=16)
     types: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     photographs: set[str] = set()
 
     def batches() -> Iterator[dict[str, Sequence[Any]]]:
-        columns = ", ".join(f"records.{name}" for name in Record._fields)
         found = database.execute(
-            f"SELECT {columns}, content FROM picked JOIN records ON records.id = picked.record "
-            "WHERE picked.shard = ? ORDER BY picked.key",
-            (shard,),
+            "SELECT place, size, content FROM picked WHERE shard = ? ORDER BY key", (shard,)
         )
-        while rows := found.fetchmany(_BATCH_ROWS):
-            *values, contents = zip(*rows, strict=True)
-            batch: dict[str, Sequence[Any]] = dict(zip(Record._fields, values, strict=True))
-            batch["input_candidates"] = [text.split(_BOUNDARY) for text in batch["input_candidates"]]
-            digest.update(b"".join(contents))
-            types.update(batch["edit_type"])
-            kinds.update(batch["kind"])
-            photographs.update(batch["source_id"])
-            yield batch
+        with spool.reading(shard) as read:
+            while places := found.fetchmany(_BATCH_ROWS):
+                rows = json.loads(b"[" + b",".join(read(place, size) for place, size, _ in places) + b"]")
+                batch: dict[str, Sequence[Any]] = dict(
+                    zip(Record._fields, zip(*rows, strict=True), strict=True)
+                )
+                digest.update(b"".join(content for _, _, content in places))
+                types.update(batch["edit_type"])
+                kinds.update(batch["kind"])
+                photographs.update(batch["source_id"])
+                yield batch
 
     name = layout.manifest_table(shard)
     info = write_columns(store, name, MANIFEST, batches())
@@ -388,36 +398,6 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
             rest = file.readline(LONGEST_LINE + 1)
         yield number, data
-
-
-def _credits(database: sqlite3.Connection, number: int, folder: Path | None) -> Callable[[str], str]:
-    """Photograph's URL → credit line, from the ATTRIBUTION.csv beside a local manifest, or ""."""
-    path = folder / ATTRIBUTION if folder else None
-    if path is None or not path.is_file():
-        return lambda url: ""
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        for row in csv.DictReader(file):
-            cells = {str(name).strip().lower(): (value or "").strip() for name, value in row.items() if name}
-            if cells.get("url"):
-                database.execute(
-                    "INSERT OR REPLACE INTO credits VALUES (?, ?, ?)",
-                    (number, cells["url"].partition("#")[0], _credit(cells)),
-                )
-
-    def credit(url: str) -> str:
-        row = database.execute(
-            "SELECT credit FROM credits WHERE source = ? AND url = ?", (number, url)
-        ).fetchone()
-        return str(row[0]) if row else ""
-
-    return credit
-
-
-def _credit(row: dict[str, str]) -> str:
-    title = row.get("title") or row.get("photo") or "photograph"
-    author = f" by {row['author']}" if row.get("author") else ""
-    licence = f", {row['license']}" if row.get("license") else ""
-    return f"{title}{author}{licence}, {row['url']}"
 
 
 def _file_digest(path: str) -> str:

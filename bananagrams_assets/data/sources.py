@@ -31,6 +31,10 @@ class SourceError(RuntimeError):
     """A source that cannot be read; the message names it and says why."""
 
 
+def quiet(line: str) -> None:
+    """Takes a line of progress and shows it to nobody."""
+
+
 def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
@@ -41,7 +45,7 @@ def home_folder() -> Path:
     return Path(home).expanduser() if home else Path(".bananagrams").absolute()
 
 
-def fingerprint(source: str, settings: FetchSettings) -> str:
+def fingerprint(source: str, settings: FetchSettings, say: Say = quiet) -> str:
     """16 hex digits that change when the source's content does.
 
     Of a path or URL: its SHA-256, known from last time where size and time of change are the same or the
@@ -50,7 +54,7 @@ def fingerprint(source: str, settings: FetchSettings) -> str:
     """
     if source == SAMPLE:
         return SAMPLE
-    return latest(source, settings, quiet)[1][:16]
+    return latest(source, settings, say)[1][:16]
 
 
 def latest(source: str, settings: FetchSettings, say: Say) -> tuple[Path, str]:
@@ -59,10 +63,6 @@ def latest(source: str, settings: FetchSettings, say: Say) -> tuple[Path, str]:
         return _download(source, settings, say)
     path = Path(source).expanduser()
     return path, _digest_of_file(path)
-
-
-def quiet(line: str) -> None:
-    """Takes a line of progress and shows it to nobody."""
 
 
 def _digest_of_file(path: Path) -> str:

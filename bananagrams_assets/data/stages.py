@@ -17,7 +17,7 @@ from typing import Any
 from ..config import Profile, digest_of, flatten
 from . import layout
 from .product import FileInfo, Product, Say
-from .sources import fingerprint
+from .sources import fingerprint, quiet
 from .store import MissingObject, Store
 
 WHOLE = "whole"
@@ -139,14 +139,16 @@ def upstream_partitions(profile: Profile, asset: str, partition: str) -> Iterato
             yield from ((upstream, name) for name in partitions_of(profile, upstream))
 
 
-def upstream_versions(store: Store, profile: Profile, asset: str, partition: str) -> dict[str, str]:
+def upstream_versions(
+    store: Store, profile: Profile, asset: str, partition: str, say: Say = quiet
+) -> dict[str, str]:
     """Data version of everything that a partition reads; "" where it was never built.
 
     For the manifest, whose inputs lie outside the store: a fingerprint of each source.
     """
     if asset == "manifest":
         sources = [*profile.source.manifests, *filter(None, [profile.source.open_images.csv])]
-        return {source: fingerprint(source, profile.fetch) for source in sources}
+        return {source: fingerprint(source, profile.fetch, say) for source in sources}
     versions = {}
     for name, part in upstream_partitions(profile, asset, partition):
         receipt = read_receipt(store, name, part)
@@ -218,7 +220,7 @@ def run_stage(
     rebuild: bool = False,
 ) -> Outcome:
     """Build one partition unless it is current. Raises UpstreamMissing, StoreError, OSError."""
-    upstream = upstream_versions(store, profile, asset, partition)
+    upstream = upstream_versions(store, profile, asset, partition, say)
     if missing := [name for name, version in upstream.items() if not version]:
         raise UpstreamMissing(f"{asset}/{partition} reads {', '.join(missing)}: build that first")
     reasons = ["rebuild asked for"] if rebuild else why_stale(store, profile, asset, partition)

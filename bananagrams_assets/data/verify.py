@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from . import layout
 from .store import MissingObject, Store
@@ -23,18 +25,21 @@ class ReadBack:
 
 def photographs_in_two_splits(store: Store, shards: Iterable[str]) -> dict[str, list[str]]:
     """Source photographs whose records are in more than one split: source_id → splits."""
+    import numpy as np
     import pyarrow.parquet as parquet
 
-    splits: dict[str, str] = {}
-    leaks: dict[str, set[str]] = {}
+    # Sixteen bytes a photograph: a dictionary of a large set's would be a tenfold of that.
+    found: dict[str, list[Any]] = {}
     for shard in shards:
-        split = layout.split_of(shard)
         with store.local_path(layout.manifest_table(shard)) as path:
-            sources = parquet.read_table(path, columns=["source_id"]).column("source_id").unique().to_pylist()
-        for source in sources:
-            if (first := splits.setdefault(source, split)) != split:
-                leaks.setdefault(source, {first}).add(split)
-    return {source: sorted(found) for source, found in sorted(leaks.items())}
+            column = parquet.read_table(path, columns=["source_id"]).column("source_id").unique()
+        found.setdefault(layout.split_of(shard), []).append(np.array(column.to_pylist(), "S16"))
+    splits = {split: np.unique(np.concatenate(parts)) for split, parts in found.items()}
+    leaks: dict[str, set[str]] = {}
+    for one, other in itertools.combinations(splits, 2):
+        for source in np.intersect1d(splits[one], splits[other], assume_unique=True):
+            leaks.setdefault(source.decode(), set()).update((one, other))
+    return {source: sorted(among) for source, among in sorted(leaks.items())}
 
 
 def read_back(store: Store, name: str) -> ReadBack:

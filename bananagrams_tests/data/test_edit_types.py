@@ -7,6 +7,64 @@ from hypothesis import strategies as st
 from bananagrams_assets.config import ConfigError
 from bananagrams_assets.data.edit_types import EDIT_TYPES, SCOPES, EditType, allowed_names, edit_type
 
+TABLE = """
+Object, local:
+    Add a new object to the scene
+    Remove an existing object
+    Replace one object category with another
+    Change an object's attribute (e.g., color/material)
+    Relocate an object (change its position/spatial relation)
+    Change the size/shape/orientation of an object
+Photometric, global:
+    Change overall color tone (warm ↔ cool)
+    Add film grain or vintage filter
+Scene, local:
+    Add new scene context/background
+Scene, global:
+    Apply seasonal transformation (summer ↔ winter)
+    Change weather conditions (sunny/rainy/snowy)
+    Adjust global lighting (golden hour/fluorescent)
+Style, global:
+    Strong artistic style transfer (e.g., Van Gogh/anime/etc.)
+    Photo to cartoon/sketch/comic
+    Modern ↔ historical style/look
+Text, local:
+    Replace text in signs/posters/billboards
+    Add new (handwritten/printed/etc) text
+    Change font style or color of visible text if there is text
+    Translate written text into other languages
+Human, local:
+    Add/Remove/Replace accessories (glasses, hats, jewelry, masks)
+    Clothing edit (change color/outfit)
+    Pose tweak (minor plausible change)
+    Modify expressions (smile, frown, neutral)
+    Change age / gender
+Human, global:
+    Convert person to 2D anime/manga style (identity-preserving)
+    Convert person to Pixar/Disney-like 3D cartoon look
+    Convert person to Western comic cel-shaded style
+    Line-art ink sketch of the person
+    Sticker-ify the person with bold outline and white border
+    Caricature with mild feature exaggeration (keep identity)
+    Funko-Pop\u2013style toy figure of the person
+    LEGO-minifigure rendition of the person
+    Simpsonize the person (yellow-skin cartoon style)
+Geometric, geometric:
+    Zoom in
+    Outpainting (extend canvas beyond boundaries)
+"""
+"""Categories, scopes and names as the manifest of pico-banana-400k words them."""
+
+
+def test_each_is_as_the_public_manifest_names_it() -> None:
+    expected, group = [], ["", ""]
+    for line in TABLE.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            group = line[:-1].split(", ")
+        elif line:
+            expected.append((*group, line.strip()))
+    assert [(kind.category, kind.scope, kind.name) for kind in EDIT_TYPES] == expected
+
 
 def test_all_35_are_there_and_distinct() -> None:
     assert len(EDIT_TYPES) == 35
@@ -40,13 +98,34 @@ def test_spelling_does_not_matter(kind: EditType) -> None:
         ("Sticker-ify the person with a bold outline", "sticker"),
         ("Outpainting", "outpainting"),
         ("Zoom in on the subject", "zoom-in"),
+        ("Adjust lighting (golden hour/fluorescent)", "lighting"),
+        ("Add new handwritten/printed text", "add-text"),
+        ("Change font/style or color of visible text", "font"),
+        ("Change age or gender", "age-gender"),
+        ("Sticker-ify the person (bold outline & white border)", "sticker"),
+        ("Simpsonize the person", "simpsonize"),
+        ("change weather (Sunny/Rainy/Snowy)", "weather"),
+        ("add / remove / replace accessories", "accessories"),
     ],
 )
 def test_other_wordings_are_known(name: str, short: str) -> None:
     assert edit_type(name).short == short
 
 
-@pytest.mark.parametrize("name", ["Zoom out", "Change", "Add new", "Convert person to", "Rotate", "", "★"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Zoom out",
+        "Change",
+        "Add new",
+        "Convert person to",
+        "Rotate",
+        "",
+        "★",
+        "Change color",
+        "Add object text",
+    ],
+)
 def test_what_fits_none_or_several_is_kept_as_unknown(name: str) -> None:
     assert edit_type(name) == EditType(name, "unknown", "")
 

@@ -283,9 +283,7 @@ class TestFilters:
         both = {"kinds": ["sft"], "scopes": ["local", "global"]}
         assert len(build(tmp_path, profile_of(path, source=both))) == 1
         none = {"kinds": ["multi-turn"], "categories": ["Text"]}
-        with pytest.raises(
-            ManifestError, match=r"source\.kinds \(multi-turn\) and source\.categories \(Text\)"
-        ):
+        with pytest.raises(ManifestError, match=r"source\.kinds \(multi-turn\) and source\.categ.* \(Text\)"):
             build(tmp_path, profile_of(path, source=none))
 
     @pytest.mark.parametrize(

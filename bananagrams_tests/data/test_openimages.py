@@ -89,8 +89,8 @@ def test_a_photograph_is_known_by_its_url(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    [flickr(1).replace("https", "http"), flickr(1).replace("c1.static", "C1.Static"), f"{flickr(1)}#xywh=0,0,9,9",
-     flickr(1).replace(".com/", ".com:443/")],
+    [flickr(1).replace("https", "http"), flickr(1).replace("c1.static", "C1.Static"),
+     f"{flickr(1)}#xywh=0,0,9,9", flickr(1).replace(".com/", ".com:443/")],
 )  # fmt: skip
 def test_spelling_of_a_url_does_not_matter(tmp_path: Path, url: str) -> None:
     found = known(write_list(tmp_path / "list.csv", [row(1)]), url)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bananagrams_assets.config import SourceSettings, SplitSettings, SplitsSettings
+from bananagrams_assets.data import records
 from bananagrams_assets.data.openimages import Photographs
 from bananagrams_assets.data.records import (
     Record,
@@ -192,6 +193,31 @@ def test_one_photograph_has_one_source_id(other: str) -> None:
 )  # fmt: skip
 def test_other_photographs_have_others(other: str) -> None:
     assert source_id(other) != source_id("https://photos.example.org/a.jpg")
+
+
+ADDRESSES = st.from_regex(r"https?://[a-zA-Z0-9.:@-]{1,12}/[!-~]{0,12}", fullmatch=True)
+
+
+@given(ADDRESSES)
+def test_plain_urls_are_what_parsing_makes_of_them(url: str) -> None:
+    """Most URLs are not parsed but matched: that must accept and name what parsing would."""
+    quick = parse(record(1, open_image_input_url=url))
+    try:
+        quick_id = source_id(url)
+    except ValueError:
+        quick_id = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_PLAIN_URL", re.compile(r"(?!)"))
+        assert parse(record(1, open_image_input_url=url)) == quick
+        assert quick_id in ("", source_id(url))
+
+
+@given(st.text(st.sampled_from("a1._-/\\: é\n"), min_size=1, max_size=12))
+def test_plain_names_are_what_checking_makes_of_them(name: str) -> None:
+    quick = parse(record(1, output_image=name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_PLAIN_NAME", re.compile(r"(?!)"))
+        assert parse(record(1, output_image=name)) == quick
 
 
 JSON = st.recursive(
