@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bananagrams_assets.config import FetchSettings, Profile, SourceSettings
+from bananagrams_assets.config import AlignSettings, FetchSettings, Profile, SourceSettings
 from bananagrams_assets.data import layout
 from bananagrams_assets.data.manifest import build_manifest
 from bananagrams_assets.data.openimages import Photograph, Photographs, open_photographs
@@ -20,8 +21,9 @@ from bananagrams_assets.data.records import source_id
 from bananagrams_assets.data.sources import SourceError
 from bananagrams_assets.data.store import LocalStore
 from bananagrams_assets.data.tables import read_table
+from bananagrams_assets.vision.align import align
 
-from .photos import profile_of, quiet, record, write_manifest
+from .photos import edited, photograph, profile_of, quiet, record, write_manifest
 from .servers import Server, conditional
 from .test_kinds import chain
 from .test_sources import aged
@@ -296,6 +298,15 @@ def test_one_edit_under_two_addresses_of_its_photograph_is_an_exact_duplicate(tm
     assert [row["line"] for row in rows] == [1]
     (reject,) = read_table(LocalStore(tmp_path / "store"), layout.MANIFEST_REJECTS)
     assert reject["reason"] == "exact duplicate: line 2 repeats line 1"
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_pair_of_which_one_picture_is_turned_aligns_all_the_same(turns: int) -> None:
+    """Why `rotation` is recorded and no pixels are turned."""
+    photo = photograph(3, (640, 480))
+    found = align(photo, np.ascontiguousarray(np.rot90(edited(photo), turns)), AlignSettings())
+    assert found.accepted
+    assert found.overlap_share > 0.95
 
 
 def test_the_profile_of_the_full_set_names_the_public_list() -> None:
