@@ -64,7 +64,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),
         Stage("shards", "2", ("shards", "source.license"), _PAIR),
         Stage("validation_overlays", "1", ("overlays",), _PAIR),
-        Stage("split_index", "1", ("source.license",), ("shards",), per="split"),
+        Stage("split_index", "2", ("source.license",), ("shards",), per="split"),
         Stage("mask_model", "1", ("model", "train"), ("split_index",), per="whole"),
         Stage("champion", "1", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
     )
