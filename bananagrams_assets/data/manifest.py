@@ -19,13 +19,13 @@ from typing import IO, Any
 
 from ..config import Profile, SampleSettings, SourceSettings
 from . import layout
+from .buckets import Buckets
 from .credits import read_credits
 from .edit_types import allowed_names
 from .openimages import Photographs, open_photographs
 from .product import Product, Say
 from .records import LOCAL, Record, Reject, Source, assigning, parse_line
 from .sources import SAMPLE, SourceError, home_folder, is_url, latest
-from .spool import Spool
 from .store import Store, StoreError
 from .tables import MANIFEST, REJECTS, reason_class, write_columns, write_table
 
@@ -59,13 +59,13 @@ def build_manifest(store: Store, profile: Profile, say: Say) -> dict[str, Produc
                 open_photographs(profile.source, profile.fetch, say) as photographs,
                 closing(sqlite3.connect(Path(folder) / "records.sqlite", isolation_level=None)) as database,
             ):
-                spool = Spool(Path(folder))
+                buckets = Buckets(Path(folder))
                 _create(database)
                 for number, name in enumerate(profile.source.manifests):
-                    _read_source(database, spool, number, name, photographs, wanted, profile, say)
+                    _read_source(database, buckets, number, name, photographs, wanted, profile, say)
                 _reject_duplicates(database, profile.source.manifests)
                 _pick(database, profile.source.max_samples)
-                return _write(store, profile, database, spool, say)
+                return _write(store, profile, database, buckets, say)
         except sqlite3.OperationalError as error:
             raise StoreError(
                 f"{folder}: {error}; records are sorted there: TMPDIR names another folder for it"
@@ -110,7 +110,7 @@ def _create(database: sqlite3.Connection) -> None:
 
 def _read_source(
     database: sqlite3.Connection,
-    spool: Spool,
+    buckets: Buckets,
     number: int,
     name: str,
     photographs: Photographs,
@@ -124,7 +124,7 @@ def _read_source(
         source = Source(name, folder, profile.source.cdn_prefix, photographs, credit)
         for count, records, rejects in _batches(file, source, profile):
             lines += count
-            _insert_records(database, spool, number, records, wanted)
+            _insert_records(database, buckets, number, records, wanted)
             _insert_rejects(database, number, rejects)
             found += len(records)
             rejected += len(rejects)
@@ -180,7 +180,7 @@ def _insert_rejects(database: sqlite3.Connection, number: int, rejects: Sequence
 
 def _insert_records(
     database: sqlite3.Connection,
-    spool: Spool,
+    buckets: Buckets,
     number: int,
     records: Sequence[Record],
     wanted: Callable[[Record], bool],
@@ -188,7 +188,7 @@ def _insert_records(
     rows = []
     for record in records:
         data = json.dumps(record).encode()
-        place = spool.add(record.shard, data)
+        place = buckets.add(record.shard, data)
         rows.append(
             (number, record.line, record.key, record.output_image, record.shard, place, len(data),
              wanted(record), _rank(record.key), *_digests(record))
@@ -288,7 +288,7 @@ def _pick(database: sqlite3.Connection, max_samples: int | None) -> None:
 
 
 def _write(
-    store: Store, profile: Profile, database: sqlite3.Connection, spool: Spool, say: Say
+    store: Store, profile: Profile, database: sqlite3.Connection, buckets: Buckets, say: Say
 ) -> dict[str, Product]:
     chosen = _count(database, "SELECT COUNT(*) FROM picked")
     if not chosen:
@@ -301,7 +301,7 @@ def _write(
             f"no record is left: none passes {' and '.join(filters)}" if filters
             else "no record is left: every one shares its output_image with a different one"
         )  # fmt: skip
-    products = {shard: _write_shard(store, database, spool, shard) for shard in profile.shard_keys()}
+    products = {shard: _write_shard(store, database, buckets, shard) for shard in profile.shard_keys()}
     rejects = database.execute(
         "SELECT manifest, line, reason, output_image FROM rejects ORDER BY source, line, id"
     )
@@ -334,7 +334,7 @@ def _write(
     return products
 
 
-def _write_shard(store: Store, database: sqlite3.Connection, spool: Spool, shard: str) -> Product:
+def _write_shard(store: Store, database: sqlite3.Connection, buckets: Buckets, shard: str) -> Product:
     digest = hashlib.blake2b(digest_size=16)
     types: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
@@ -344,7 +344,7 @@ def _write_shard(store: Store, database: sqlite3.Connection, spool: Spool, shard
         found = database.execute(
             "SELECT place, size, content FROM picked WHERE shard = ? ORDER BY key", (shard,)
         )
-        with spool.reading(shard) as read:
+        with buckets.reading(shard) as read:
             while places := found.fetchmany(_BATCH_ROWS):
                 rows = json.loads(b"[" + b",".join(read(place, size) for place, size, _ in places) + b"]")
                 batch: dict[str, Sequence[Any]] = dict(

@@ -12,7 +12,7 @@ from .store import StoreError
 _WAITING = 2**22
 
 
-class Spool:
+class Buckets:
     """A file for each shard in `folder`; at most 4 MiB wait in memory to be written.
 
     All that is read of one shard lies in one file, so that reading it in another order stays quick where
@@ -40,6 +40,10 @@ class Spool:
         """A function that reads so many bytes at a place of this shard."""
         self._flush()
         with (self._folder / shard).open("ab+", buffering=0) as file:
+            # In order once, so that what is then read in another order comes from the system's cache.
+            file.seek(0)
+            while file.read(2**20):
+                pass
             yield lambda place, size: os.pread(file.fileno(), size, place)
 
     def _flush(self) -> None:
