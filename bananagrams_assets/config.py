@@ -456,12 +456,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{key.strip()}: {value!r} is not YAML: {error}") from None
 
 
+def home_folder() -> Path:
+    """Where this machine keeps what is no part of a store: DAGSTER_HOME, else `.bananagrams`."""
+    home = os.environ.get("DAGSTER_HOME")
+    return Path(home).expanduser() if home else Path(".bananagrams").absolute()
+
+
 def default_store(profile: Profile) -> str:
     """The store's URL: the profile's, else `store` under DAGSTER_HOME, else `.bananagrams/store`."""
-    if profile.store.url:
-        return profile.store.url
-    home = os.environ.get("DAGSTER_HOME")
-    return str(Path(home).expanduser() / "store" if home else Path(".bananagrams/store").absolute())
+    return profile.store.url or str(home_folder() / "store")
 
 
 def _profile_path(name: str) -> Path:

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from ..config import Profile, SampleSettings, SourceSettings
+from ..config import Profile, SampleSettings, SourceSettings, home_folder
 from . import layout
 from .buckets import Buckets
 from .credits import read_credits
@@ -25,7 +25,7 @@ from .edit_types import allowed_names
 from .openimages import Photographs, open_photographs
 from .product import Product, Say
 from .records import LOCAL, Record, Reject, Source, assigning, parse_line
-from .sources import SAMPLE, SourceError, home_folder, is_url, latest
+from .sources import SAMPLE, SourceError, is_url, latest
 from .store import Store, StoreError
 from .tables import MANIFEST, REJECTS, reason_class, write_columns, write_table
 

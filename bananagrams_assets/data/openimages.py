@@ -18,10 +18,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import FetchSettings, SourceSettings
+from ..config import FetchSettings, SourceSettings, home_folder
 from .product import Say
 from .records import LOCAL, source_id
-from .sources import SourceError, home_folder, latest
+from .sources import SourceError, latest
 
 REQUIRED = ("ImageID", "OriginalURL")
 """Columns that the list must have. Rotation, License, Author, Title and OriginalLandingURL may be absent."""

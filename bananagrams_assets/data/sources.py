@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from ..config import FetchSettings
+from ..config import FetchSettings, home_folder
 from .product import Say
 from .store import LocalStore, MissingObject
 
@@ -37,12 +36,6 @@ def quiet(line: str) -> None:
 
 def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
-
-
-def home_folder() -> Path:
-    """Where this machine keeps what is not part of a store: DAGSTER_HOME, else `.bananagrams`."""
-    home = os.environ.get("DAGSTER_HOME")
-    return Path(home).expanduser() if home else Path(".bananagrams").absolute()
 
 
 def fingerprint(source: str, settings: FetchSettings, say: Say = quiet) -> str:
