@@ -34,6 +34,7 @@ _EDGE = 2**16
 _BATCH_BYTES = 2**19
 _BATCH_ROWS = 1000
 _CACHE_KIB = 16_000
+_ENCODER = json.JSONEncoder(check_circular=False)
 _BOUNDARY = "\0"
 """Between the parts of what is digested as one text."""
 
@@ -187,7 +188,7 @@ def _insert_records(
 ) -> None:
     rows = []
     for record in records:
-        data = json.dumps(record).encode()
+        data = _ENCODER.encode(record).encode()
         place = buckets.add(record.shard, data)
         rows.append(
             (number, record.line, record.key, record.output_image, record.shard, place, len(data),
