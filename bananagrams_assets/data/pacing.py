@@ -15,6 +15,7 @@ import asyncio
 import fcntl
 import hashlib
 import math
+import mmap
 import os
 import re
 import struct
@@ -22,7 +23,7 @@ import time
 import urllib.parse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import FetchSettings
@@ -200,6 +201,11 @@ class _Host:
         self._folder, self._per_second = folder, per_second
         folder.mkdir(parents=True, exist_ok=True)
         self._file = self._open("pace")
+        if os.fstat(self._file).st_size < _STATE.size:
+            os.ftruncate(self._file, _STATE.size)
+        # Read far more often than written: without a call of the system, which would cost other threads'
+        # turns for the interpreter's lock.
+        self._state = mmap.mmap(self._file, _STATE.size)
         self._slots: list[int | None] = [None] * in_flight
         self._held = [False] * in_flight
         self._freed = asyncio.Event()
@@ -209,11 +215,12 @@ class _Host:
         return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def read(self) -> Pace:
-        data = os.pread(self._file, _STATE.size, 0)
-        if len(data) < _STATE.size:
-            return Pace()
-        values = _STATE.unpack(data)
-        return Pace(*values) if not any(map(math.isnan, values)) and values[1] > 0 else Pace()
+        values = _STATE.unpack_from(self._state)
+        # A new file is all zeros, and a rate of 0 would be for ever.
+        return Pace(*values) if values[1] > 0 and not any(map(math.isnan, values)) else Pace()
+
+    def write(self, pace: Pace) -> None:
+        _STATE.pack_into(self._state, 0, *vars(pace).values())
 
     def locked(self) -> _Locked:
         return _Locked(self, self._file)
@@ -259,6 +266,7 @@ class _Host:
             self._freed.set()
 
     def close(self) -> None:
+        self._state.close()
         for file in (self._file, *self._slots):
             if file is not None:
                 os.close(file)
@@ -281,6 +289,6 @@ class _Locked:
 
     def __exit__(self, *_: object) -> None:
         try:
-            os.pwrite(self._file, _STATE.pack(*astuple(self._pace)), 0)
+            self._host.write(self._pace)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)

@@ -41,7 +41,7 @@ def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
     Nothing is asked for twice: each finished picture waits in the spool, so that a run that was killed,
     cancelled or timed out is taken up where it ended; and pairs that an earlier build of this shard
     holds are taken from there, as are its failures that will not pass. At most 4 x `fetch.concurrency`
-    pairs are begun and `fetch.concurrency` pictures in memory. To fetch all anew, delete the shard's
+    pairs are begun, and their pictures in memory. To fetch all anew, delete the shard's
     table. SIGINT and SIGTERM end the work at once and then do what they do without it.
 
     Raises FetchError where not one server answered, StoreError and OSError for faults of this machine.
@@ -100,6 +100,10 @@ class _Earlier:
         self.kept = 0
         self._rows, self._samples, self._same_hosts = rows, samples, same_hosts
         self._next: Sample | None = None
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self._rows)
 
     def row(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of a pair that would be the same today."""
@@ -232,7 +236,7 @@ class _Work:
 
     async def _begin_all(self) -> None:
         for index, record in enumerate(self._records):
-            row = await asyncio.to_thread(self._earlier.row, record)
+            row = await asyncio.to_thread(self._earlier.row, record) if self._earlier.has_rows else None
             if row is not None:
                 self._outcomes[index] = _Outcome(record, row, None)
                 self._changed.set()

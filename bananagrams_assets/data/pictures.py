@@ -116,9 +116,9 @@ class Pictures:
         path = local_path(origin)
         if path is not None:
             return await asyncio.to_thread(self._keep_local, path, origin)
-        if (about := await asyncio.to_thread(self._spool.find, origin)) is not None:
+        about = await asyncio.to_thread(self._spool.find, origin) if self._spool.holds(origin) else None
+        if about is not None:
             self.resumed += 1
-            about.pop("crc32")
             return Picture(Fetched(**about.pop("fetched")), origin, **about)
         fetched = await self._fetcher.fetch(origin, lambda data: not may_be_cut(data))
         self.bytes += fetched.bytes
@@ -136,7 +136,7 @@ class Pictures:
         fetched = replace(fetched, data=b"")
         sha256 = hashlib.sha256(data).hexdigest()
         try:
-            data, extension, width, height = _inspect(data, self._settings)
+            stored, extension, width, height = _inspect(data, self._settings)
         except PictureError as error:
             status: Any = "refused" if str(error).startswith("too large") else "failed"
             return Picture(replace(fetched, status=status, reason=str(error)), origin, sha256)
@@ -147,7 +147,8 @@ class Pictures:
             },
             "sha256": sha256, "extension": extension, "width": width, "height": height,
         }  # fmt: skip
-        self._spool.put(origin, about, data)
+        stored_sha256 = sha256 if stored is data else hashlib.sha256(stored).hexdigest()
+        self._spool.put(origin, about, stored, stored_sha256)
         return picture
 
 

@@ -14,8 +14,7 @@ import os
 import secrets
 import shutil
 import time
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,29 +33,28 @@ class Spool:
         self._folder, self._kind = folder, kind
         self._left = {path.name for path in folder.iterdir()}
 
+    def holds(self, origin: str) -> bool:
+        """Whether an earlier run left something under this origin; `find` tells whether it is whole."""
+        return self._path(origin).name in self._left
+
     def find(self, origin: str) -> dict[str, Any] | None:
-        """What an earlier run noted of this picture, if it left it whole. Raises StoreError."""
+        """What an earlier run noted of this picture, if it left it whole."""
         path = self._path(origin)
-        if path.name not in self._left:
-            return None
         try:
             about, data = self._read(path)
         except (OSError, ValueError):
             # Gone or cut: then it is fetched again.
             return None
-        return about if zlib.crc32(data) == about["crc32"] else None
+        return about if hashlib.sha256(data).hexdigest() == about.pop("stored_sha256") else None
 
-    def put(self, origin: str, about: Mapping[str, Any], data: bytes) -> None:
-        """Keep a picture and what is known of it. Raises StoreError, as for a full disk."""
+    def put(self, origin: str, about: Mapping[str, Any], data: bytes, sha256: str) -> None:
+        """Keep a picture of this digest and what is known of it. Raises StoreError, as for a full disk."""
         path = self._path(origin)
         temporary = self._folder / f"{TEMPORARY}{secrets.token_hex(8)}"
-        header = json.dumps({**about, "crc32": zlib.crc32(data)}).encode()
+        header = json.dumps({**about, "stored_sha256": sha256}).encode()
         try:
             with temporary.open("wb", buffering=0) as file:
-                for block in (header + b"\n", data):
-                    view = memoryview(block)
-                    while view:
-                        view = view[file.write(view) :]
+                _write_all(file.fileno(), [header + b"\n", data])
             temporary.replace(path)
         except OSError as error:
             raise StoreError(f"{path}: writing failed: {error.strerror or error}") from error
@@ -77,6 +75,16 @@ class Spool:
     def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         with path.open("rb") as file:
             return json.loads(file.readline()), file.read()
+
+
+def _write_all(file: int, blocks: Sequence[bytes]) -> None:
+    views = [memoryview(block) for block in blocks]
+    while views:
+        written = os.writev(file, views)
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if views:
+            views[0] = views[0][written:]
 
 
 def spool_folder(store_url: str, shard: str) -> Path:
