@@ -215,12 +215,18 @@ def run_stage(
     build: Callable[[Store, Profile, str, Say], Product],
     say: Say,
     rebuild: bool = False,
+    else_because: str = "",
 ) -> Outcome:
-    """Build one partition unless it is current. Raises UpstreamMissing, StoreError, OSError."""
+    """Build one partition unless it is current; `else_because` is a reason to build it even then.
+
+    Raises UpstreamMissing, StoreError, OSError.
+    """
     upstream = upstream_versions(store, profile, asset, partition)
     if missing := [name for name, version in upstream.items() if not version]:
         raise UpstreamMissing(f"{asset}/{partition} reads {', '.join(missing)}: build that first")
     reasons = ["rebuild asked for"] if rebuild else why_stale(store, profile, asset, partition)
+    if not reasons and else_because:
+        reasons = [else_because]
     receipt = read_receipt(store, asset, partition)
     if receipt and not reasons:
         say(f"{asset}/{partition} is up to date ({receipt.data_version})")
