@@ -206,10 +206,8 @@ def main() -> None:
             wall = statistics.median(run["wall"] for run in found)
             cpu = statistics.median(run["cpu"] for run in found)
             rates[name] = pictures / wall
-            print(
-                f"{name:14} {wall:7.2f} s  {rates[name]:7.1f} pictures/s  {found[0]['bytes'] / wall / 1e6:7.1f} MB/s  "
-                f"{1e3 * cpu / pictures:6.2f} ms CPU a picture"
-            )
+            speed = f"{rates[name]:7.1f} pictures/s  {found[0]['bytes'] / wall / 1e6:7.1f} MB/s"
+            print(f"{name:14} {wall:7.2f} s  {speed}  {1e3 * cpu / pictures:6.2f} ms CPU a picture")
         for name in names[1:]:
             print(f"ours / {name}: {rates['ours'] / rates[name]:.2f}")
         for pairs in chosen.memory_pairs:

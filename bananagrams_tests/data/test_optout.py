@@ -11,7 +11,8 @@ from bananagrams_assets.data.optout import opt_out
     "values",
     [
         ["noai"], ["noimageai"], ["noindex"], ["NoIndex, nofollow"], ["nofollow,noai"], ["none"],
-        ["all", "noimageindex"], ["*: noai"], ["bananagrams: noindex"], ["otherbot: nofollow, bananagrams: noai"],
+        ["all", "noimageindex"], ["*: noai"], ["bananagrams: noindex"],
+        ["otherbot: nofollow, bananagrams: noai"],
         ["unavailable_after: 25 Jun 2030 15:00:00 GMT, noai"], ["max-snippet: 20, noindex"],
     ],
 )  # fmt: skip
