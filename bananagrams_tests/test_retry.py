@@ -37,7 +37,8 @@ def arguments(server: Server, folder: Path) -> list[str]:
         url = f"{server.url}/{number}.jpg"
         records.append(record(number, open_image_input_url=url, output_image=f"{number}.png"))
     settings = [
-        f"source.cdn_prefix={server.url}/nb/", "fetch.attempts=1", *(f"splits.{split}" for split in ONE_SHARD),
+        f"source.cdn_prefix={server.url}/nb/", "fetch.attempts=1",
+        *(f"splits.{split}" for split in ONE_SHARD),
     ]  # fmt: skip
     sets = [part for setting in settings for part in ("--set", setting)]
     return ["--manifest", str(write_manifest(folder, records)), "--store", str(folder / "store"), *sets]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import dagster as dg
@@ -17,6 +17,8 @@ from ..data.store import Store
 from .partitions import PROFILE
 
 Report = Callable[[str], None]
+GRACE_S = 2.0
+"""What a worker has to end in good order; a killed one loses nothing that a stage has finished."""
 
 _INSTANCE_SETTINGS = """\
 # Written on first use; yours to change. See https://docs.dagster.io/deployment/oss/dagster-yaml
@@ -128,6 +130,13 @@ def _each_shard(shards: list[str], workers: int, retry_failed: bool) -> Iterator
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            # Leaving the block waits for the workers, which Dagster may let try their step again.
+            workers = active_children()
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join(GRACE_S)
+                worker.kill()
             raise
 
 
@@ -138,6 +147,8 @@ def _end_with(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

