@@ -17,7 +17,7 @@ from ..data.store import Store
 from .partitions import PROFILE
 
 Report = Callable[[str], None]
-GRACE_S = 2.0
+GRACE_S = 1.0
 """What a worker has to end in good order; a killed one loses nothing that a stage has finished."""
 
 _INSTANCE_SETTINGS = """\
