@@ -131,10 +131,10 @@ def _each_shard(shards: list[str], workers: int, retry_failed: bool) -> Iterator
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             # Leaving the block waits for the workers, which Dagster may let try their step again.
-            workers = active_children()
-            for worker in workers:
+            running = active_children()
+            for worker in running:
                 worker.terminate()
-            for worker in workers:
+            for worker in running:
                 worker.join(GRACE_S)
                 worker.kill()
             raise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def store(tmp_path: Path, profile: Profile) -> Store:
     return store
 
 
-def builder(text: str) -> stages.Callable[[Store, Profile, str, Say], Product]:
+def builder(text: str) -> Callable[[Store, Profile, str, Say], Product]:
     def build(store: Store, profile: Profile, shard: str, say: Say) -> Product:
         name = f"image_pairs/{shard}.tar"
         return Product({name: write_file(store, name, text.encode())}, {"pairs": 1}, preview=b"jpeg")
@@ -77,7 +78,7 @@ def test_a_new_code_version_is_named(store: Store, profile: Profile, monkeypatch
     run(store, profile, "pictures")
     now = stages.STAGES["image_pairs"].version
     newer = stages.Stage("image_pairs", "newer", ("fetch",), ("manifest",))
-    monkeypatch.setitem(stages.STAGES, "image_pairs", newer)  # type: ignore[arg-type]
+    monkeypatch.setitem(stages.STAGES, "image_pairs", newer)
     assert why_stale(store, profile, "image_pairs", SHARD) == [f"code version {now} → newer"]
 
 
