@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _UNREACHED = 64
 _AHEAD = 4
 """Pairs begun, in units of `fetch.concurrency`: so many may wait for slow hosts while others go on."""
 _BATCH = 16
+_THREADS = 3
 
 
 def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
@@ -207,6 +209,8 @@ class _Work:
     async def run(self) -> list[dict[str, Any]]:
         """The rows of all records, in order, once all that is ok is in the tar."""
         self._window = asyncio.Semaphore(_AHEAD * self._settings.concurrency)
+        # More threads only wait for each other's turns with the interpreter's lock.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
         async with open_fetcher(self._settings) as fetcher:
             self._pictures = Pictures(fetcher, self._spool, self._settings)
             try:
