@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from .config import (
     load_profile,
     parse_setting,
 )
+from .console import progress, show_dataset, show_model, show_results, show_status, source_of, tracking_uri
 
 MODEL_ASSETS = ("mask_model", "champion")
 DATASET_ASSETS = (
@@ -94,37 +93,25 @@ def configure(
     return load_profile()
 
 
-@contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, plain lines elsewhere; call what is yielded with a line for each step done."""
-    if not sys.stderr.isatty():
-        yield lambda line: click.echo(line)
-        return
-    from tqdm import tqdm
+def build_stale(profile: Profile, workers: int, retry_failed: bool = False) -> int:
+    """Build every stale partition of the dataset; returns how many there were.
 
-    with tqdm(total=total, unit=what, dynamic_ncols=True) as bar:
-
-        def report(line: str) -> None:
-            bar.write(line)
-            bar.update()
-
-        yield report
-
-
-def build_stale(profile: Profile, workers: int) -> int:
-    """Build every stale partition of the dataset; returns how many there were."""
+    With `retry_failed` shards with failures that may pass count as stale.
+    """
     from .data.stages import stale_partitions
+    from .data.status import failures_that_may_pass
     from .data.store import open_store
 
     store = open_store(default_store(profile))
-    stale = stale_partitions(store, profile, DATASET_ASSETS)
-    if not stale:
+    if not stale_partitions(store, profile, DATASET_ASSETS) and not (
+        retry_failed and any(failures_that_may_pass(store, shard) for shard in profile.shard_keys())
+    ):
         return 0
     from .defs import local
 
     local.prepare_home(Path(os.environ["DAGSTER_HOME"]))
     with progress(1 + len(profile.shard_keys()) + 3, "partition") as report:
-        return local.build_dataset(store, workers, report)
+        return local.build_dataset(store, workers, report, retry_failed)
 
 
 @main.command()
@@ -153,9 +140,11 @@ def demo(workers: int, profile: str | None, store: str | None, settings: tuple[s
 @click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default=True,
               help="Shards built at once.")  # fmt: skip
 @click.option("--dev", is_flag=True, help="Also extract each shard into a folder beside it, to look into.")
+@click.option("--retry-failed", is_flag=True,
+              help="Ask again for pictures whose failure may pass, as of busy servers.")  # fmt: skip
 @profile_options
 def build(
-    manifests: tuple[str, ...], max_samples: int | None, workers: int, dev: bool,
+    manifests: tuple[str, ...], max_samples: int | None, workers: int, dev: bool, retry_failed: bool,
     profile: str | None, store: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Build the dataset: pictures, alignment, masks, shards, split indexes and pages to review.
@@ -176,11 +165,18 @@ def build(
     if max_samples:
         more["source.max_samples"] = max_samples
     loaded = configure(profile, store, settings, more)
-    count = build_stale(loaded.profile, workers)
+    count = build_stale(loaded.profile, workers, retry_failed)
     click.echo(f"{count} partitions built" if count else "everything is up to date")
     if dev:
         extract_all(loaded.profile)
     show_dataset(loaded.profile)
+
+
+@main.command()
+@profile_options
+def status(profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
+    """How far every shard's pictures are: done, failed by reason, to retry, bytes, rate, time left."""
+    show_status(configure(profile, store, settings).profile)
 
 
 @main.command()
@@ -379,21 +375,6 @@ def config_show(profile: str | None, store: str | None, settings: tuple[str, ...
         click.echo(f"{left:{width}}  # {source}")
 
 
-def source_of(path: str, loaded: LoadedProfile) -> str:
-    """Where a setting's value came from; a whole section may have been given at once."""
-    while path:
-        if path in loaded.sources:
-            return loaded.sources[path]
-        path = path.rpartition(".")[0]
-    return "default"
-
-
-def tracking_uri(profile: Profile) -> str:
-    from .learn.launch import default_tracking_uri
-
-    return default_tracking_uri(default_store(profile))
-
-
 def read_picture(path: str, profile: Profile) -> Any:
     """Decode a picture file; raises PictureError with the file's name."""
     from .vision.images import PictureError, decode
@@ -423,46 +404,6 @@ def extract_all(profile: Profile) -> None:
         with store.local_path(layout.shard_tar(shard)) as tar:
             count = extract_shard(tar, folder)
         click.echo(f"{folder}: {count} samples")
-
-
-def show_results(profile: Profile) -> None:
-    show_dataset(profile)
-    show_model(profile)
-    home = os.environ["DAGSTER_HOME"]
-    click.echo(f"lineage  DAGSTER_HOME={home} dagster dev        → http://127.0.0.1:3000")
-    click.echo(f"runs     mlflow ui --backend-store-uri {tracking_uri(profile)}  → http://127.0.0.1:5000")
-
-
-def show_dataset(profile: Profile) -> None:
-    """Print where the dataset and its pages are, with the counts of each split."""
-    from .data import layout
-    from .data.stages import read_receipt
-    from .data.store import open_store
-
-    store = open_store(default_store(profile))
-    for split in profile.splits.by_name():
-        if receipt := read_receipt(store, "split_index", split):
-            where = store.describe(f"shards/{split}")
-            click.echo(f"dataset  {split:5}  {receipt.stats['samples']:7} samples  {where}")
-    first = profile.shard_keys()[0]
-    click.echo(f"pages    {store.describe(layout.overlays_page(first))}")
-
-
-def show_model(profile: Profile) -> None:
-    """Print dev IoU beside the trivial baselines, the version and where it is registered."""
-    from .data.stages import WHOLE, read_receipt
-    from .data.store import open_store
-
-    store = open_store(default_store(profile))
-    if not (receipt := read_receipt(store, "mask_model", WHOLE)):
-        return
-    stats = receipt.stats
-    baselines = ", ".join(f"{name} mask {value:.3f}" for name, value in stats["baselines"].items())
-    click.echo(f"model    dev IoU {stats['dev_iou']:.3f}   trivial baselines: {baselines}")
-    name = profile.mlflow.registered_model
-    click.echo(f"model    models:/{name}/{stats['model_version']}  in {tracking_uri(profile)}")
-    if champion := read_receipt(store, "champion", WHOLE):
-        click.echo(f"champion {champion.stats['reason']}")
 
 
 if __name__ == "__main__":

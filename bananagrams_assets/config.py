@@ -133,17 +133,56 @@ class SourceSettings(Section):
         return places
 
 
+class HostSettings(Section):
+    """What one host and its subdomains are asked at most, by all runs on this machine together."""
+
+    host: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="a name; subdomains count with it")
+    in_flight: int = Field(2, ge=1, le=256, description="requests at once")
+    per_second: Positive | None = Field(None, description="requests started a second; null: no limit")
+
+
+FLICKR = HostSettings(host="staticflickr.com", in_flight=2, per_second=2.0)
+"""Flickr answers 429 to a single eager worker and has closed accounts of those who went on."""
+
+
 class FetchSettings(Section):
     """How pictures are fetched, and what is accepted."""
 
-    operational = frozenset({"concurrency", "attempts", "timeout_s", "backoff_s", "user_agent"})
+    operational = frozenset(
+        {
+            "concurrency", "attempts", "timeout_s", "deadline_s", "backoff_s", "user_agent", "contact",
+            "in_flight", "per_second", "hosts",
+        }
+    )  # fmt: skip
 
-    concurrency: int = Field(16, ge=1, le=256, description="pictures in flight at once")
+    concurrency: int = Field(16, ge=1, le=256, description="pictures in flight at once, of one run")
     attempts: int = Field(4, ge=1, le=20, description="tries a picture")
     timeout_s: Positive = Field(60.0, description="total time for one try, in seconds")
+    deadline_s: Positive = Field(
+        300.0, description="total time for one picture from its first request on, tries and waits together"
+    )
     backoff_s: Positive = Field(1.0, description="wait before the second try; doubles with each, with jitter")
+    in_flight: int = Field(
+        32, ge=1, le=256, description="requests at once to one host, of all runs on this machine"
+    )
+    per_second: Positive | None = Field(
+        None, description="requests a second to one host, of all runs on this machine; null: no limit"
+    )
+    hosts: tuple[HostSettings, ...] = Field((FLICKR,), description="hosts with limits of their own")
     user_agent: str = Field(
-        "bananagrams/0.1 (dataset builder; research use)", min_length=1, description="how we name ourselves"
+        "bananagrams/0.1 (dataset builder; research use)",
+        min_length=1,
+        pattern=r"^[ -~]+$",
+        description="how we name ourselves",
+    )
+    contact: str | None = Field(
+        None,
+        min_length=1,
+        pattern=r"^[ -~]+$",
+        description="a URL or mail address for those whom we ask, added to user_agent",
+    )
+    honour_opt_out: bool = Field(
+        True, description="refuse pictures whose server opts out (X-Robots-Tag: noai, noindex and the like)"
     )
     max_bytes: int = Field(64_000_000, ge=1024, description="largest accepted file, in bytes")
     max_pixels: int = Field(100_000_000, ge=1024, description="largest accepted picture, in pixels")
@@ -350,6 +389,9 @@ class CheckSettings(Section):
     """Limits of the asset checks."""
 
     max_rejected: Fraction = Field(0.2, description="largest share of a shard's records that may be lost")
+    max_lost: Fraction = Field(
+        0.1, description="largest share of a shard's records whose pictures could not be had"
+    )
     min_gain: float = Field(
         0.02, ge=-1, le=1, description="dev IoU the model must have over the best trivial baseline"
     )
@@ -539,7 +581,11 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
 
 def _section_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
     for part in location:
-        annotation: Any = model.model_fields[str(part)].annotation
+        if isinstance(part, int):  # an element of a tuple, whose sections are all of one kind
+            continue
+        annotation: Any = model.model_fields[part].annotation
+        if typing.get_origin(annotation) is tuple:
+            annotation = typing.get_args(annotation)[0]
         if typing.get_origin(annotation) in (typing.Union, types.UnionType):
             annotation = next(arg for arg in typing.get_args(annotation) if isinstance(arg, type))
         model = annotation

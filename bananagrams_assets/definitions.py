@@ -25,6 +25,7 @@ defs = dg.Definitions(
     ],
     asset_checks=[
         checks.no_photograph_in_two_splits,
+        checks.few_lost,
         checks.samples_read_back,
         checks.few_rejected,
         checks.beats_trivial_baselines,

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import math
 import random
 import time
 import urllib.parse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ..config import FetchSettings
+from ..config import FetchSettings, home_folder
+from .optout import opt_out
+from .pacing import LONGEST_PAUSE_S, HostAtRest, Pacer, Turn
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession
+    from aiohttp import ClientResponse, ClientSession
 
     from .addresses import Allowed
 
 REDIRECTS = 5
-LONGEST_WAIT_S = 300.0
-"""A server that asks for a longer pause than this is asked no more."""
 
-_CHUNK = 2**16
-_BUSY = frozenset({408, 425, 429})
+_BUFFER = 2**20
+_BUSY = frozenset({429, 503})
+_PASSING = frozenset({408, 425})
+_OURS = frozenset({errno.EMFILE, errno.ENFILE})
+
+Status: TypeAlias = Literal["ok", "failed", "refused"]
+IsWhole: TypeAlias = Callable[[bytes], bool]
 
 
 class FetchError(RuntimeError):
@@ -36,138 +44,198 @@ class FetchError(RuntimeError):
 class Fetched:
     """What came of one URL.
 
-    `status` is "ok", "failed" (the server or the network) or "refused" (our own limits); `http_status` is
-    the last answer's, 0 where there was none; `attempts` counts tries, `bytes` what was read in the last
-    one and `seconds` all of it, waits included.
+    `status` is "ok", "failed" (the server or the network) or "refused" (our own limits, or the server's
+    wish not to be used); `may_pass` tells of a failure whether it might be gone another day;
+    `http_status` is the last answer's, 0 where there was none; `attempts` counts tries, `bytes` what was
+    read in the last one and `seconds` all of it, waits included.
     """
 
-    status: Literal["ok", "failed", "refused"]
+    status: Status
     reason: str = ""
     data: bytes = b""
     http_status: int = 0
     attempts: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    may_pass: bool = False
 
 
 @dataclass
-class _Try:
+class _Trial:
     """One try as it goes: what is known of it when it is cut short."""
 
     http_status: int = 0
-    body: bytearray = field(default_factory=bytearray)
+    size: int = 0
+    chunks: list[bytes] = field(default_factory=list)
+    delimited: bool = True
+    """Whether the server said where the body ends."""
+
+    @property
+    def body(self) -> bytes:
+        return self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+
+
+@dataclass
+class _Clock:
+    """When a picture must be there: `deadline_s` after its first request began."""
+
+    deadline_s: float
+    ends: float | None = None
+
+    def start(self) -> None:
+        # Waiting for a first turn behind others is no slowness of this picture.
+        if self.ends is None:
+            self.ends = time.monotonic() + self.deadline_s
+
+    def left_s(self) -> float:
+        return self.deadline_s if self.ends is None else self.ends - time.monotonic()
 
 
 class _Failure(Exception):
     def __init__(
-        self, reason: str, status: Literal["failed", "refused"] = "failed", retry: bool = False,
-        wait_s: float | None = None,
-    ) -> None:  # fmt: skip
+        self, reason: str, status: Status = "failed", may_pass: bool = False, wait_s: float | None = None
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.status, self.retry, self.wait_s = reason, status, retry, wait_s
+        self.reason, self.status, self.may_pass, self.wait_s = reason, status, may_pass, wait_s
 
 
 class Fetcher:
     """Fetches URLs over shared connections; made by `open_fetcher`."""
 
-    def __init__(self, session: ClientSession, settings: FetchSettings, allowed: Allowed) -> None:
-        self._session, self._settings, self._allowed = session, settings, allowed
-        self._slots = asyncio.Semaphore(settings.concurrency)
-        self._pauses: dict[str, float] = {}
+    def __init__(
+        self, session: ClientSession, settings: FetchSettings, allowed: Allowed, pacer: Pacer
+    ) -> None:
+        self._session, self._settings, self._allowed, self._pacer = session, settings, allowed, pacer
+        self._room = asyncio.Semaphore(settings.concurrency)
         self._random = random.Random()
 
-    async def fetch(self, url: str) -> Fetched:
-        """Fetch one URL; what goes wrong with it is in the result. Never raises for a URL's sake."""
-        start = time.monotonic()
-        attempt = 0
+    async def fetch(self, url: str, is_whole: IsWhole = bool) -> Fetched:
+        """Fetch one URL; what goes wrong with it is in the result. Never raises for a URL's sake.
+
+        `is_whole` judges a body that came without its length: only its content tells whether it was cut.
+        Raises FetchError for faults of this machine.
+        """
+        start, clock, attempt = time.monotonic(), _Clock(self._settings.deadline_s), 0
         while True:
             attempt += 1
-            trial = _Try()
-            failure = await self._try(url, trial)
+            trial = _Trial()
+            failure = await self._try(url, trial, clock, is_whole)
             if failure is None:
-                return self._result(start, attempt, trial, "ok", data=bytes(trial.body))
+                outcome = _Failure("", "ok")
+                break
+            outcome = failure
             wait = self._wait_s(failure, attempt)
-            if wait is None or attempt >= self._settings.attempts:
-                return self._result(start, attempt, trial, failure.status, failure.reason)
-            if failure.wait_s is not None:
-                host = _host(url)
-                self._pauses[host] = max(self._pauses.get(host, 0.0), time.monotonic() + failure.wait_s)
+            if wait is None or wait >= clock.left_s():
+                break
             await asyncio.sleep(wait)
-
-    @staticmethod
-    def _result(
-        start: float,
-        attempts: int,
-        trial: _Try,
-        status: Literal["ok", "failed", "refused"],
-        reason: str = "",
-        data: bytes = b"",
-    ) -> Fetched:
         seconds = time.monotonic() - start
-        return Fetched(status, reason, data, trial.http_status, attempts, len(trial.body), seconds)
+        return Fetched(
+            outcome.status, outcome.reason, trial.body if outcome.status == "ok" else b"", trial.http_status,
+            attempt, trial.size, seconds, outcome.may_pass,
+        )  # fmt: skip
 
     def _wait_s(self, failure: _Failure, attempt: int) -> float | None:
         """Seconds until the next try: exponential backoff with jitter, or what the server asked for."""
-        if not failure.retry or (failure.wait_s or 0) > LONGEST_WAIT_S:
+        if not failure.may_pass or attempt >= self._settings.attempts:
             return None
         backoff: float = self._settings.backoff_s * 2 ** (attempt - 1)
-        if failure.wait_s is not None:
-            # The jitter keeps those who wait for one server from coming back all at once.
-            return failure.wait_s + self._random.uniform(0, min(backoff, 1.0))
-        return min(backoff * self._random.uniform(0.5, 1.5), LONGEST_WAIT_S)
+        if failure.wait_s is None:
+            return min(backoff * self._random.uniform(0.5, 1.5), LONGEST_PAUSE_S)
+        if failure.wait_s > LONGEST_PAUSE_S:
+            return None
+        # The jitter keeps those who wait for one server from coming back all at once.
+        return failure.wait_s + self._random.uniform(0, min(backoff, 1.0))
 
-    async def _try(self, url: str, trial: _Try) -> _Failure | None:
+    async def _try(self, url: str, trial: _Trial, clock: _Clock, is_whole: IsWhole) -> _Failure | None:
         import aiohttp
 
         from .addresses import HostRefusedError
 
-        # A server that asked one request to wait has asked all of them.
-        while (pause := self._pauses.get(_host(url), 0.0) - time.monotonic()) > 0:
-            await asyncio.sleep(pause)
-        async with self._slots:
-            try:
-                await asyncio.wait_for(self._get(url, trial), self._settings.timeout_s)
-            except _Failure as failure:
-                return failure
-            except HostRefusedError as error:
-                return _Failure(str(error), "refused")
-            except asyncio.TimeoutError:
-                return _Failure(f"timeout: no end after {self._settings.timeout_s:g} s", retry=True)
-            except aiohttp.ClientPayloadError:
-                return _Failure(f"body cut short: {len(trial.body)} bytes came", retry=True)
-            except aiohttp.InvalidURL:
-                return _Failure(f"not a URL: {url[:200]}")
-            except (aiohttp.ClientConnectionError, ConnectionError) as error:
-                return _Failure(f"no connection: {_words(error)}", retry=True)
-            except (aiohttp.ClientError, ValueError) as error:
-                return _Failure(f"bad answer: {_words(error)}")
+        try:
+            await self._follow(url, trial, clock)
+            if not trial.delimited and not await asyncio.to_thread(is_whole, trial.body):
+                raise _cut(trial)
+        except _Failure as failure:
+            return failure
+        except HostRefusedError as error:
+            return _Failure(str(error), "refused")
+        except HostAtRest as error:
+            return _Failure(str(error), may_pass=True, wait_s=math.inf)
+        except asyncio.TimeoutError:
+            limit = "fetch.timeout_s" if clock.left_s() > 0 else "fetch.deadline_s"
+            value = self._settings.timeout_s if clock.left_s() > 0 else self._settings.deadline_s
+            return _Failure(f"timeout: no end after {value:g} s ({limit})", may_pass=True)
+        except aiohttp.ClientPayloadError:
+            return _cut(trial)
+        except aiohttp.InvalidURL:
+            return _Failure(f"not a URL: {url[:200]}")
+        except (aiohttp.ClientConnectionError, ConnectionError) as error:
+            if isinstance(error, OSError) and error.errno in _OURS:
+                raise FetchError(f"no more connections can be opened: {_words(error)}") from error
+            return _Failure(f"no connection: {_words(error)}", may_pass=True)
+        except (aiohttp.ClientError, ValueError) as error:
+            return _Failure(f"bad answer: {_words(error)}")
         return None
 
-    async def _get(self, url: str, trial: _Try) -> None:
+    async def _follow(self, url: str, trial: _Trial, clock: _Clock) -> None:
         from .addresses import check_literal
 
+        left_s = self._settings.timeout_s
         for _ in range(REDIRECTS + 1):
             parts = urllib.parse.urlsplit(url)
             if parts.scheme not in ("http", "https"):
                 raise _Failure(f"redirect to another scheme: {url[:200]}", "refused")
             check_literal(parts.hostname or "", self._allowed)
-            async with self._session.get(url, allow_redirects=False) as response:
-                trial.http_status = response.status
-                if response.status not in (301, 302, 303, 307, 308):
-                    if response.status != 200:
-                        raise _http_failure(response.status, response.headers.get("Retry-After"))
-                    if (response.content_length or 0) > self._settings.max_bytes:
-                        raise self._too_large(f"{response.content_length:,} bytes announced")
-                    async for chunk in response.content.iter_chunked(_CHUNK):
-                        trial.body += chunk
-                        if len(trial.body) > self._settings.max_bytes:
-                            raise self._too_large("the answer goes on")
-                    return
-                location = response.headers.get("Location", "")
+            async with contextlib.AsyncExitStack() as stack:
+                waiting = stack.enter_async_context(self._pacer.turn(url, self._room))
+                # A first turn is waited for as long as it takes, a further one by the deadline.
+                turn = await (waiting if clock.ends is None else asyncio.wait_for(waiting, clock.left_s()))
+                clock.start()
+                began = time.monotonic()
+                location = await self._ask(url, trial, turn, min(left_s, clock.left_s()))
+                left_s -= time.monotonic() - began
+            if location is None:
+                return
             if not location:
                 raise _Failure("redirect to nowhere: no Location")
             url = urllib.parse.urljoin(url, location)
         raise _Failure(f"too many redirects: over {REDIRECTS}")
+
+    async def _ask(self, url: str, trial: _Trial, turn: Turn, seconds: float) -> str | None:
+        """Make one request; returns where it redirects to, None once the body is read."""
+        import aiohttp
+
+        # aiohttp takes 0 for no limit.
+        limit = aiohttp.ClientTimeout(total=max(seconds, 0.001))
+        async with self._session.get(url, allow_redirects=False, timeout=limit) as response:
+            trial.http_status = response.status
+            if response.status in _BUSY:
+                wait_s = retry_after_s(response.headers.get("Retry-After"))
+                turn.complain(wait_s)
+                raise _Failure(f"HTTP {response.status}", may_pass=True, wait_s=wait_s)
+            turn.praise()
+            if response.status in (301, 302, 303, 307, 308):
+                return response.headers.get("Location", "")
+            if response.status != 200:
+                passing = response.status in _PASSING or response.status >= 500
+                raise _Failure(f"HTTP {response.status}", may_pass=passing)
+            await self._read(response, trial)
+            return None
+
+    async def _read(self, response: ClientResponse, trial: _Trial) -> None:
+        headers = response.headers
+        if self._settings.honour_opt_out:
+            robots = headers.getall("X-Robots-Tag", [])
+            if directive := opt_out(robots, headers.get("TDM-Reservation")):
+                raise _Failure(f"opted out: {directive} (fetch.honour_opt_out)", "refused")
+        if (response.content_length or 0) > self._settings.max_bytes:
+            raise self._too_large(f"{response.content_length:,} bytes announced")
+        trial.delimited = response.content_length is not None or "Transfer-Encoding" in headers
+        async for chunk in response.content.iter_any():
+            trial.chunks.append(chunk)
+            trial.size += len(chunk)
+            if trial.size > self._settings.max_bytes:
+                raise self._too_large("the answer goes on")
 
     def _too_large(self, detail: str) -> _Failure:
         limit = f"the limit is {self._settings.max_bytes:,} (fetch.max_bytes)"
@@ -182,16 +250,26 @@ async def open_fetcher(settings: FetchSettings) -> AsyncIterator[Fetcher]:
     from .addresses import Allowed, PublicResolver
 
     allowed = Allowed.from_environment()
+    agent = f"{settings.user_agent} +{settings.contact}" if settings.contact else settings.user_agent
     connector = aiohttp.TCPConnector(limit=settings.concurrency, resolver=PublicResolver(allowed))
+    pacer = Pacer(home_folder() / "pace", settings)
     async with aiohttp.ClientSession(
         connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None),
         # Pictures are compressed already; a compressed answer could unpack to any size.
-        headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
+        headers={"User-Agent": agent, "Accept-Encoding": "identity"},
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=_BUFFER,
     ) as session:
-        yield Fetcher(session, settings, allowed)
+        try:
+            yield Fetcher(session, settings, allowed, pacer)
+        except OSError as error:
+            # A file of the pacer: what goes wrong with a request is no exception out here.
+            if str(pacer.folder) not in str(error.filename):
+                raise
+            raise FetchError(f"{error.filename}: {error.strerror}; all runs keep their pace there") from error
+        finally:
+            pacer.close()
 
 
 def retry_after_s(value: str | None) -> float | None:
@@ -209,13 +287,8 @@ def retry_after_s(value: str | None) -> float | None:
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
-def _http_failure(status: int, retry_after: str | None) -> _Failure:
-    retry = status in _BUSY or status >= 500
-    return _Failure(f"HTTP {status}", retry=retry, wait_s=retry_after_s(retry_after) if retry else None)
-
-
-def _host(url: str) -> str:
-    return urllib.parse.urlsplit(url).netloc.lower()
+def _cut(trial: _Trial) -> _Failure:
+    return _Failure(f"body cut short: {trial.size} bytes came", may_pass=True)
 
 
 def _words(error: BaseException) -> str:

@@ -4,71 +4,81 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
-import json
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Iterator, Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..config import FetchSettings, Profile
-from ..vision.images import RGB, PictureError, decode, encode_jpeg, fit, probe
-from . import layout
-from .fetch import Fetched, Fetcher, FetchError, open_fetcher
+from ..vision.images import RGB, PictureError, decode
+from . import interrupts, layout
+from .fetch import FetchError, open_fetcher
+from .outcomes import content_of, nobody_answered, origins_digest, row_of, stats_of
+from .pictures import PARTS, Picture, Pictures, local_path, origins, shown
 from .product import Product, Say
 from .samples import Sample, SampleError, SampleWriter, read_samples, sample_writer
+from .spool import Spool, open_spool
 from .store import Store
-from .tables import PAIRS, by_key, read_notes, read_table, reason_class, write_table
+from .tables import PAIRS, by_key, read_notes, read_table, write_table
 
-PARTS = ("input", "edited")
-FITTED_QUALITY = 95
-"""JPEG quality of both pictures where they were fitted. PNG would keep the edited one exact for four to
-five times the bytes; on the photographs that scikit-image ships this quality is off by 0.1 to 2.5 of 255
-on average, most in fine colour texture."""
-
-_LOCAL = "local"
 _SETTINGS = "fetch"
-_EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
+_ALLOWED = "allowed"
 _UNREACHED = 64
-_MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """One picture of a pair: how it came, and the bytes to store."""
-
-    fetched: Fetched
-    origin: str
-    sha256: str = ""
-    stored: bytes = b""
-    extension: str = ""
-    width: int = 0
-    height: int = 0
+_AHEAD = 4
+"""Pairs begun, in units of `fetch.concurrency`: so many may wait for slow hosts while others go on."""
+_BATCH = 16
+_THREADS = 3
 
 
 def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
     """Write the shard's pictures, in key order, and its table of outcomes.
 
     Pictures are stored as received, or, where `fetch.largest_side_px` is set and a picture is larger,
-    fitted to it as JPEG of quality 95. At most `fetch.concurrency` pairs are in memory. A picture that
-    cannot be had or decoded is a row with its reason. Pairs that an earlier build of this shard holds are
-    taken from there and not asked for again, so that a rebuild fetches what is new and what failed; to
-    fetch all anew, delete the shard's table. Raises FetchError where not one server answered, StoreError
-    and OSError for faults of this machine.
+    fitted to it as JPEG of quality 95. A picture that cannot be had is a row with its reason.
+
+    Nothing is asked for twice: each finished picture waits in the spool, so that a run that was killed,
+    cancelled or timed out is taken up where it ended; and pairs that an earlier build of this shard
+    holds are taken from there, as are its failures that will not pass. At most 4 x `fetch.concurrency`
+    pairs are begun, and their pictures in memory. To fetch all anew, delete the shard's
+    table. SIGINT and SIGTERM end the work at once and then do what they do without it.
+
+    Raises FetchError where not one server answered, StoreError and OSError for faults of this machine.
     """
+    try:
+        return _fetch_pairs(store, profile, shard, say)
+    except interrupts.Interrupted as interrupted:
+        say(f"{shard}: interrupted; finished pictures are kept for the next run")
+        interrupts.hand_on(interrupted)
+        raise
+
+
+def _fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
     records = read_table(store, layout.manifest_table(shard))
     digest = profile.fetch.digest()
-    with _earlier(store, shard, digest) as earlier, sample_writer(store, layout.pairs_tar(shard)) as tar:
-        rows = asyncio.run(_fetch_all(records, earlier, profile.fetch, tar, say, shard))
-    table = layout.pairs_table(shard)
-    files = {
-        layout.pairs_tar(shard): tar.file.info,
-        table: write_table(store, table, PAIRS, rows, {_SETTINGS: digest}),
+    table, began = layout.pairs_table(shard), time.monotonic()
+    with open_spool(store.url, shard, digest, say) as spool:
+        with _earlier(store, shard, digest) as earlier, sample_writer(store, layout.pairs_tar(shard)) as tar:
+            work = _Work(records, earlier, spool, profile.fetch, tar, say, shard)
+            rows = interrupts.run(work.run())
+        notes = {_SETTINGS: digest, _ALLOWED: _allowed()}
+        files = {
+            layout.pairs_tar(shard): tar.file.info,
+            table: write_table(store, table, PAIRS, rows, notes),
+        }
+    seconds = max(time.monotonic() - began, 1e-9)
+    stats = {
+        **stats_of(rows),
+        "kept": earlier.kept,
+        **work.counts,
+        "run_seconds": round(seconds, 3),
+        "pictures_per_second": round(work.counts["fetched"] / seconds, 2),
+        "megabytes_per_second": round(work.counts["fetched_bytes"] / seconds / 1e6, 3),
     }
-    stats = {**_stats(rows), "kept": earlier.kept}
-    return Product(files, stats, content=_content(rows, tar.file.info.sha256))
+    return Product(files, stats, content=content_of(rows, tar.file.info.sha256))
 
 
 def decode_pair(sample: Sample, max_pixels: int) -> tuple[RGB, RGB]:
@@ -86,24 +96,44 @@ def decode_pair(sample: Sample, max_pixels: int) -> tuple[RGB, RGB]:
 
 
 class _Earlier:
-    """The pairs that an earlier build of a shard holds: its rows, and its tar, read along in key order."""
+    """What an earlier build of a shard holds: its rows, and its tar, read along in key order."""
 
-    def __init__(self, rows: dict[str, dict[str, Any]], samples: Iterator[Sample]) -> None:
+    def __init__(self, rows: dict[str, dict[str, Any]], samples: Iterator[Sample], same_hosts: bool) -> None:
         self.kept = 0
-        self._rows, self._samples = rows, samples
+        self._rows, self._samples, self._same_hosts = rows, samples, same_hosts
         self._next: Sample | None = None
 
+    @property
+    def has_rows(self) -> bool:
+        return bool(self._rows)
+
     def row(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The row of a pair that was fetched and would be the same today."""
+        """The row of a pair that would be the same today."""
         row = self._rows.get(record["key"])
-        if row is None or row["status"] != "ok":
+        if row is None:
             return None
-        for part, local, url in _places(record):
-            if row[f"from_{part}"] != (_LOCAL if local else url):
+        if row["status"] != "ok":
+            return row if self._is_final(record, row) else None
+        for part in PARTS:
+            came = next(
+                (at for at in origins(record, part) if shown(record, part, at) == row[f"from_{part}"]), None
+            )
+            if came is None:
                 return None
-            if local and _sha256_of_file(Path(local)) != row[f"sha256_{part}"]:
+            path = local_path(came)
+            if path is not None and _sha256_of_file(path) != row[f"sha256_{part}"]:
                 return None
         return row
+
+    def _is_final(self, record: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+        """Whether asking again can give nothing else: the same places, none of them a file of ours."""
+        asked = [origin for part in PARTS for origin in origins(record, part)]
+        return (
+            not row["may_pass"]
+            and self._same_hosts
+            and row["origins"] == origins_digest(record)
+            and all(local_path(origin) is None for origin in asked)
+        )
 
     def sample(self, key: str) -> Sample | None:
         """The stored pictures; keys must be asked for in order. None where the tar lacks them."""
@@ -121,95 +151,21 @@ class _Earlier:
 def _earlier(store: Store, shard: str, digest: str) -> Iterator[_Earlier]:
     table, tar = layout.pairs_table(shard), layout.pairs_tar(shard)
     found = store.exists(table) and store.exists(tar)
-    if not found or read_notes(store, table).get(_SETTINGS) != digest:
-        yield _Earlier({}, iter(()))
+    notes = read_notes(store, table) if found else {}
+    # Tables of before the columns that decide this have other notes.
+    if notes.get(_SETTINGS) != digest or _ALLOWED not in notes:
+        yield _Earlier({}, iter(()), False)
         return
     rows = by_key(read_table(store, table))
     with store.open(tar) as file:
-        yield _Earlier(rows, read_samples(file))
+        yield _Earlier(rows, read_samples(file), notes[_ALLOWED] == _allowed())
 
 
-async def _fetch_all(
-    records: list[dict[str, Any]],
-    earlier: _Earlier,
-    settings: FetchSettings,
-    tar: SampleWriter,
-    say: Say,
-    shard: str,
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    answered = False
-    async with (
-        open_fetcher(settings) as fetcher,
-        contextlib.aclosing(_ahead(records, earlier, fetcher, settings)) as pairs,
-    ):
-        async for record, row, pictures in pairs:
-            sample = earlier.sample(record["key"]) if row is not None else None
-            if row is not None and sample is not None:
-                earlier.kept += 1
-                answered = True
-                for part, data in sample.parts.items():
-                    tar.add(record["key"], part, data)
-                rows.append(row)
-                continue
-            if row is not None:
-                pictures = await _pair(record, fetcher, settings)
-            row = _row(record, pictures)
-            if row["status"] == "ok":
-                for part, picture in zip(PARTS, pictures, strict=True):
-                    tar.add(record["key"], f"{part}.{picture.extension}", picture.stored)
-            rows.append(row)
-            answered = answered or not _nobody_answered(pictures)
-            if not answered and len(rows) == min(_UNREACHED, len(records)):
-                raise FetchError(
-                    f"{shard}: no network: none of {len(rows)} pairs could be reached; the last said "
-                    f"{row['reason']}"
-                )
-            if len(rows) % 100 == 0:
-                say(f"{shard}: {len(rows)} of {len(records)} pairs")
-    return rows
+def _allowed() -> str:
+    """Hosts of ours that may be asked today, as a digest: what was refused then may not be now."""
+    from .addresses import ALLOW_VARIABLE
 
-
-_Ahead: TypeAlias = "tuple[dict[str, Any], dict[str, Any] | None, asyncio.Task[list[_Picture]] | None]"
-
-
-async def _ahead(
-    records: list[dict[str, Any]], earlier: _Earlier, fetcher: Fetcher, settings: FetchSettings
-) -> AsyncGenerator[tuple[dict[str, Any], dict[str, Any] | None, list[_Picture]], None]:
-    """Records in order, each with its row of an earlier build or else with its pictures.
-
-    Pictures are fetched ahead by a bounded number of pairs.
-    """
-    waiting: deque[_Ahead] = deque()
-    remaining = iter(records)
-    try:
-        while True:
-            while len(waiting) < settings.concurrency and (record := next(remaining, None)) is not None:
-                row = await asyncio.to_thread(earlier.row, record)
-                task = None if row else asyncio.create_task(_pair(record, fetcher, settings))
-                waiting.append((record, row, task))
-            if not waiting:
-                return
-            record, row, task = waiting[0]
-            pictures = await task if task is not None else []
-            waiting.popleft()
-            yield record, row, pictures
-    finally:
-        tasks = [task for _, _, task in waiting if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _pair(record: Mapping[str, Any], fetcher: Fetcher, settings: FetchSettings) -> list[_Picture]:
-    pictures = (_picture(local, url, fetcher, settings) for _, local, url in _places(record))
-    return list(await asyncio.gather(*pictures))
-
-
-def _places(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(part, local path or "", URL) of the two pictures."""
-    yield "input", record["local_input"], record["input_url"]
-    yield "edited", record["local_output"], record["output_url"]
+    return hashlib.blake2b(os.environ.get(ALLOW_VARIABLE, "").encode(), digest_size=6).hexdigest()
 
 
 def _sha256_of_file(path: Path) -> str:
@@ -224,126 +180,127 @@ def _sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-async def _picture(local: str, url: str, fetcher: Fetcher, settings: FetchSettings) -> _Picture:
-    if local:
-        fetched = await asyncio.to_thread(_read_local, Path(local), settings.max_bytes)
-    else:
-        fetched = await fetcher.fetch(url)
-    origin = _LOCAL if local else url
-    if fetched.status != "ok":
-        return _Picture(fetched, origin)
-    return await asyncio.to_thread(_inspect, fetched, origin, settings)
+@dataclass(frozen=True)
+class _Outcome:
+    """A record with its row; its pictures, or none where an earlier build has them."""
+
+    record: Mapping[str, Any]
+    row: dict[str, Any]
+    pictures: Sequence[Picture] | None
 
 
-def _read_local(path: Path, max_bytes: int) -> Fetched:
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            return Fetched(
-                "refused", f"file too large: {size:,} bytes, the limit is {max_bytes:,}", bytes=size
+class _Work:
+    """One run over a shard: pairs are fetched as they come and written in the order of their keys."""
+
+    def __init__(
+        self, records: Sequence[Mapping[str, Any]], earlier: _Earlier, spool: Spool, settings: FetchSettings,
+        tar: SampleWriter, say: Say, shard: str,
+    ) -> None:  # fmt: skip
+        self._records, self._earlier, self._spool, self._settings = records, earlier, spool, settings
+        self._tar, self._say, self._shard = tar, say, shard
+        self._outcomes: dict[int, _Outcome] = {}
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._done = 0
+        self._answered = False
+        self.counts = {"fetched": 0, "resumed": 0, "fetched_bytes": 0}
+
+    async def run(self) -> list[dict[str, Any]]:
+        """The rows of all records, in order, once all that is ok is in the tar."""
+        self._window = asyncio.Semaphore(_AHEAD * self._settings.concurrency)
+        # More threads only wait for each other's turns with the interpreter's lock.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
+        async with open_fetcher(self._settings) as fetcher:
+            self._pictures = Pictures(fetcher, self._spool, self._settings)
+            try:
+                self._start(self._begin_all())
+                return await self._write_all()
+            finally:
+                tasks = [*self._tasks, *self._pictures.cancel()]
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self.counts = {
+                    "fetched": self._pictures.fetched,
+                    "resumed": self._pictures.resumed,
+                    "fetched_bytes": self._pictures.bytes,
+                }
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
+        self._changed.set()
+
+    async def _begin_all(self) -> None:
+        for index, record in enumerate(self._records):
+            row = await asyncio.to_thread(self._earlier.row, record) if self._earlier.has_rows else None
+            if row is not None:
+                self._outcomes[index] = _Outcome(record, row, None)
+                self._changed.set()
+                continue
+            await self._window.acquire()
+            self._start(self._pair(index, record))
+
+    async def _pair(self, index: int, record: Mapping[str, Any]) -> None:
+        try:
+            self._outcomes[index] = await self._fetch(record)
+        finally:
+            self._window.release()
+
+    async def _fetch(self, record: Mapping[str, Any]) -> _Outcome:
+        found = await asyncio.gather(*(self._pictures.first_of(origins(record, part)) for part in PARTS))
+        row = row_of(record, found)
+        self._done += 1
+        self._answered = self._answered or not nobody_answered(found)
+        if not self._answered and self._done == min(_UNREACHED, len(self._records)):
+            raise FetchError(
+                f"{self._shard}: no network: none of {self._done} pairs could be reached; the last said "
+                f"{row['reason']}"
             )
-        data = path.read_bytes()
-    except OSError as error:
-        if error.errno not in _MISSING:
-            raise
-        return Fetched("failed", f"local file cannot be read: {path.name}: {error.strerror}")
-    return Fetched("ok", data=data, bytes=len(data))
+        return _Outcome(record, row, found)
 
+    async def _write_all(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        while len(rows) < len(self._records):
+            self._changed.clear()
+            if self._failure is not None:
+                raise self._failure
+            batch: list[_Outcome] = []
+            while len(batch) < _BATCH and (outcome := self._outcomes.pop(len(rows) + len(batch), None)):
+                batch.append(outcome)
+            if not batch:
+                await self._changed.wait()
+                continue
+            before = len(rows)
+            for outcome in batch[await asyncio.to_thread(self._write, batch, rows) :]:
+                # An earlier build's tar that lacks what its table promises.
+                again = [await self._fetch(outcome.record)] if outcome.pictures is None else [outcome]
+                await asyncio.to_thread(self._write, again, rows)
+            if len(rows) // 100 > before // 100:
+                self._say(f"{self._shard}: {len(rows)} of {len(self._records)} pairs")
+        return rows
 
-def _inspect(fetched: Fetched, origin: str, settings: FetchSettings) -> _Picture:
-    """Decode the picture, which alone shows that it is whole, and fit it if asked to."""
-    data = fetched.data
-    sha256 = hashlib.sha256(data).hexdigest()
-    try:
-        kind = probe(data, settings.max_pixels).format
-        rgb = decode(data, settings.max_pixels)
-    except PictureError as error:
-        broken = Fetched(
-            "refused" if str(error).startswith("too large") else "failed", str(error),
-            http_status=fetched.http_status, attempts=fetched.attempts, bytes=fetched.bytes,
-            seconds=fetched.seconds,
-        )  # fmt: skip
-        return _Picture(broken, origin, sha256)
-    extension = _EXTENSIONS.get(kind, kind.lower())
-    if settings.largest_side_px is not None and max(rgb.shape[:2]) > settings.largest_side_px:
-        rgb = fit(rgb, settings.largest_side_px)
-        data, extension = encode_jpeg(rgb, FITTED_QUALITY), "jpg"
-    return _Picture(fetched, origin, sha256, data, extension, rgb.shape[1], rgb.shape[0])
-
-
-def _nobody_answered(pictures: list[_Picture]) -> bool:
-    remote = [picture.fetched for picture in pictures if picture.origin != _LOCAL]
-    return bool(remote) and all(fetched.status == "failed" and fetched.http_status == 0 for fetched in remote)
-
-
-def _row(record: Mapping[str, Any], pictures: list[_Picture]) -> dict[str, Any]:
-    before, after = pictures
-    bad = next(
-        (
-            (part, picture)
-            for part, picture in zip(PARTS, pictures, strict=True)
-            if picture.fetched.status != "ok"
-        ),
-        None,
-    )
-    part, shown = bad or ("", before)
-    return {
-        "key": record["key"],
-        "status": shown.fetched.status,
-        "reason": f"{part}: {shown.fetched.reason}" if bad else "",
-        "part": part,
-        "http_status": shown.fetched.http_status,
-        "attempts": before.fetched.attempts + after.fetched.attempts,
-        "bytes_input": before.fetched.bytes,
-        "bytes_edited": after.fetched.bytes,
-        "sha256_input": before.sha256,
-        "sha256_edited": after.sha256,
-        "seconds": round(max(before.fetched.seconds, after.fetched.seconds), 3),
-        "from_input": before.origin,
-        "from_edited": after.origin,
-        "width": before.width,
-        "height": before.height,
-        "edited_width": after.width,
-        "edited_height": after.height,
-    }
-
-
-def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    statuses = Counter(row["status"] for row in rows)
-    return {
-        "records": len(rows),
-        "ok": statuses["ok"],
-        "failed": statuses["failed"],
-        "refused": statuses["refused"],
-        "ok_share": round(statuses["ok"] / len(rows), 4) if rows else 1.0,
-        "reasons": dict(
-            sorted(Counter(reason_class(row["reason"]) for row in rows if row["status"] != "ok").items())
-        ),
-        "http_status": {
-            str(status): count
-            for status, count in sorted(Counter(row["http_status"] for row in rows).items())
-            if status
-        },
-        "bytes": sum(row["bytes_input"] + row["bytes_edited"] for row in rows),
-        "retries": sum(max(0, row["attempts"] - _remote(row)) for row in rows),
-        "local": sum(2 - _remote(row) for row in rows),
-    }
-
-
-def _remote(row: Mapping[str, Any]) -> int:
-    return sum(row[name] != _LOCAL for name in ("from_input", "from_edited"))
-
-
-def _content(rows: list[dict[str, Any]], tar_sha256: str) -> str:
-    """Data version: what was stored and how each record fared, but not how long it took."""
-    digest = hashlib.blake2b(tar_sha256.encode(), digest_size=16)
-    for row in rows:
-        what = [
-            row["key"],
-            row["status"],
-            reason_class(row["reason"]),
-            row["sha256_input"],
-            row["sha256_edited"],
-        ]
-        digest.update(json.dumps(what).encode())
-    return digest.hexdigest()
+    def _write(self, batch: Sequence[_Outcome], rows: list[dict[str, Any]]) -> int:
+        """Put outcomes into tar and table; returns how many, fewer if an earlier build lacks a sample."""
+        for number, outcome in enumerate(batch):
+            key, row = outcome.record["key"], outcome.row
+            if row["status"] == "ok" and outcome.pictures is None:
+                sample = self._earlier.sample(key)
+                if sample is None:
+                    return number
+                self._earlier.kept += 1
+                self._answered = True
+                for part, data in sample.parts.items():
+                    self._tar.add(key, part, data)
+            elif row["status"] == "ok" and outcome.pictures is not None:
+                for part, picture in zip(PARTS, outcome.pictures, strict=True):
+                    self._tar.add(key, f"{part}.{picture.extension}", self._pictures.bytes_of(picture))
+            rows.append(row)
+        return len(batch)

@@ -18,6 +18,7 @@ from typing import IO, cast
 from .product import HashingWriter, hashing_writer
 from .store import Store
 
+_COPY = 2**24
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
 
 
@@ -66,8 +67,9 @@ class SampleWriter:
 
     def __init__(self, file: HashingWriter) -> None:
         self.file = file
-        self._tar = tarfile.open(  # noqa: SIM115  (closed by sample_writer)
-            fileobj=cast("IO[bytes]", file), mode="w", format=tarfile.USTAR_FORMAT
+        # By default tarfile copies 16 KB at a time, each with its turn for the interpreter's lock.
+        self._tar = tarfile.TarFile(
+            fileobj=cast("IO[bytes]", file), mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPY
         )
 
     def add(self, key: str, part: str, data: bytes) -> None:

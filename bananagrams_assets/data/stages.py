@@ -59,7 +59,7 @@ STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("manifest", "2", ("source", "splits"), per="whole"),
-        Stage("image_pairs", "1", ("fetch",), _PAIR[:1]),
+        Stage("image_pairs", "2", ("fetch",), _PAIR[:1]),
         Stage("aligned_pairs", "1", ("align", "fetch.max_pixels"), _PAIR[1:2]),
         Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),
         Stage("shards", "2", ("shards", "source.license"), _PAIR),
@@ -218,12 +218,18 @@ def run_stage(
     build: Callable[[Store, Profile, str, Say], Product],
     say: Say,
     rebuild: bool = False,
+    else_because: str = "",
 ) -> Outcome:
-    """Build one partition unless it is current. Raises UpstreamMissing, StoreError, OSError."""
+    """Build one partition unless it is current; `else_because` is a reason to build it even then.
+
+    Raises UpstreamMissing, StoreError, OSError.
+    """
     upstream = upstream_versions(store, profile, asset, partition, say)
     if missing := [name for name, version in upstream.items() if not version]:
         raise UpstreamMissing(f"{asset}/{partition} reads {', '.join(missing)}: build that first")
     reasons = ["rebuild asked for"] if rebuild else why_stale(store, profile, asset, partition)
+    if not reasons and else_because:
+        reasons = [else_because]
     receipt = read_receipt(store, asset, partition)
     if receipt and not reasons:
         say(f"{asset}/{partition} is up to date ({receipt.data_version})")

@@ -38,6 +38,7 @@ PAIRS = {
     "status": str,
     "reason": str,
     "part": str,
+    "may_pass": bool,
     "http_status": int,
     "attempts": int,
     "bytes_input": int,
@@ -51,6 +52,7 @@ PAIRS = {
     "height": int,
     "edited_width": int,
     "edited_height": int,
+    "origins": str,
 }
 ALIGNED = {
     "key": str,

@@ -7,7 +7,7 @@ import dagster as dg
 from ..data import layout
 from ..data.stages import WHOLE, read_receipt
 from ..data.verify import photographs_in_two_splits, read_back
-from .dataset import manifest, shards
+from .dataset import image_pairs, manifest, shards
 from .model import mask_model
 from .partitions import PROFILE, shard_partitions
 from .resources import StoreResource
@@ -24,6 +24,23 @@ def no_photograph_in_two_splits(store: StoreResource) -> dg.AssetCheckResult:
         passed=not leaks,
         description=f"{len(leaks)} source photographs are in more than one split",
         metadata={"photographs": dict(list(leaks.items())[:20])},
+    )
+
+
+@dg.asset_check(asset=image_pairs, partitions_def=shard_partitions)
+def few_lost(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """The share of records whose pictures could not be had stays under `checks.max_lost`."""
+    opened = store.open()
+    receipts = [read_receipt(opened, "image_pairs", shard) for shard in context.partition_keys]
+    found = [receipt.stats for receipt in receipts if receipt]
+    records = sum(stats["records"] for stats in found)
+    lost = records - sum(stats["ok"] for stats in found)
+    to_retry = sum(stats["to_retry"] for stats in found)
+    share = lost / max(1, records)
+    return dg.AssetCheckResult(
+        passed=share <= PROFILE.checks.max_lost,
+        description=f"{lost} of {records} records lack a picture, {to_retry} of them may pass",
+        metadata={"share": share, "limit": PROFILE.checks.max_lost, "to_retry": to_retry},
     )
 
 

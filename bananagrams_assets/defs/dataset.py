@@ -18,6 +18,7 @@ from ..data.product import Product, Say
 from ..data.shards import pack_shard
 from ..data.sources import SourceError
 from ..data.stages import STAGES, WHOLE, UpstreamMissing, run_stage, write_receipt
+from ..data.status import failures_that_may_pass
 from ..data.store import Store, StoreError
 from .metadata import describe
 from .partitions import PROFILE, shard_partitions, shards_of_split, split_partitions
@@ -35,6 +36,13 @@ class BuildConfig(dg.Config):
     """Build even what is up to date."""
 
 
+class PairsConfig(BuildConfig):
+    """What a person may ask of one run that fetches."""
+
+    retry_failed: bool = False
+    """Ask again for pictures whose failure may pass: 429, 5xx, timeouts, cut bodies."""
+
+
 def code_version(asset: str) -> str:
     return STAGES[asset].code_version(PROFILE)
 
@@ -44,12 +52,15 @@ def build(
     config: BuildConfig,
     store: Store,
     stage: Callable[[Store, Profile, str, Say], Product],
+    else_because: str = "",
 ) -> dg.MaterializeResult:
     """Run the stage of this asset on this partition and report what it made."""
     asset = context.asset_key.to_user_string()
     partition = context.partition_key if context.has_partition_key else WHOLE
     try:
-        outcome = run_stage(store, PROFILE, asset, partition, stage, context.log.info, config.rebuild)
+        outcome = run_stage(
+            store, PROFILE, asset, partition, stage, context.log.info, config.rebuild, else_because
+        )
     except (StoreError, SourceError, UpstreamMissing) as error:
         # Nothing that another try would mend.
         raise dg.Failure(str(error), allow_retries=False) from error
@@ -91,10 +102,13 @@ def manifest(
     retry_policy=ANOTHER_TRY,
 )
 def image_pairs(
-    context: dg.AssetExecutionContext, config: BuildConfig, store: StoreResource
+    context: dg.AssetExecutionContext, config: PairsConfig, store: StoreResource
 ) -> dg.MaterializeResult:
     """The shard's pictures, before and after, and a row for each record that says how it went."""
-    return build(context, config, store.open(), fetch_pairs)
+    opened = store.open()
+    count = failures_that_may_pass(opened, context.partition_key) if config.retry_failed else 0
+    because = f"{count} failures may have passed" if count else ""
+    return build(context, config, opened, fetch_pairs, because)
 
 
 @dg.asset(

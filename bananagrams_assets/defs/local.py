@@ -1,18 +1,24 @@
 """Materialize on this machine what `dagster dev` would: the same assets, jobs and instance."""
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import dagster as dg
 
 from ..data.stages import SHARD_STAGES, WHOLE, stale_partitions, why_stale
+from ..data.status import failures_that_may_pass
 from ..data.store import Store
 from .partitions import PROFILE
 
 Report = Callable[[str], None]
+GRACE_S = 1.0
+"""What a worker has to end in good order; a killed one loses nothing that a stage has finished."""
 
 _INSTANCE_SETTINGS = """\
 # Written on first use; yours to change. See https://docs.dagster.io/deployment/oss/dagster-yaml
@@ -70,10 +76,11 @@ def run_job(
     return result.run_id
 
 
-def build_dataset(store: Store, workers: int, report: Report) -> int:
+def build_dataset(store: Store, workers: int, report: Report, retry_failed: bool = False) -> int:
     """Materialize every stale partition from the manifest to the split indexes; returns how many.
 
-    Shards are built by `workers` processes, a run each. Raises RunFailed once all have ended.
+    With `retry_failed` shards with failures that may pass are fetched again too. Shards are built by
+    `workers` processes, a run each. Raises RunFailed once all have ended.
     """
     done = 0
     if reasons := why_stale(store, PROFILE, "manifest", WHOLE):
@@ -81,9 +88,13 @@ def build_dataset(store: Store, workers: int, report: Report) -> int:
         run_job("refresh_manifest")
         done += 1
     stale = stale_partitions(store, PROFILE, SHARD_STAGES)
+    if retry_failed:
+        for shard in PROFILE.shard_keys():
+            if failures_that_may_pass(store, shard):
+                stale.setdefault(("image_pairs", shard), ["failures may have passed"])
     shards = sorted({shard for _, shard in stale}, key=PROFILE.shard_keys().index)
     failures = []
-    for number, (shard, failure) in enumerate(_each_shard(shards, workers), start=1):
+    for number, (shard, failure) in enumerate(_each_shard(shards, workers, retry_failed), start=1):
         parts = [asset for asset, partition in stale if partition == shard]
         report(f"[{number}/{len(shards)}] {shard}: {failure or ', '.join(parts)}")
         done += len(parts)
@@ -107,24 +118,46 @@ def train_model(rebuild: bool = False, resume: str | None = None) -> None:
     run_job("train_model", rebuild={"mask_model": train})
 
 
-def _each_shard(shards: list[str], workers: int) -> Iterator[tuple[str, str | None]]:
+def _each_shard(shards: list[str], workers: int, retry_failed: bool) -> Iterator[tuple[str, str | None]]:
     """(shard, failure or None) as shards finish."""
     if not shards:
         return
     # A spawned worker shares no threads, locks or SQLite connections with this process.
-    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_build_shard, shard): shard for shard in shards}
+    with ProcessPoolExecutor(
+        min(workers, len(shards)), get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
+        futures = {pool.submit(_build_shard, shard, retry_failed): shard for shard in shards}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            # Leaving the block waits for the workers, which Dagster may let try their step again.
+            running = active_children()
+            for worker in running:
+                worker.terminate()
+            for worker in running:
+                worker.join(GRACE_S)
+                worker.kill()
             raise
 
 
-def _build_shard(shard: str) -> str | None:
+def _end_with(parent: int) -> None:
+    """End this worker when the command that started it has ended, in whatever way."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _build_shard(shard: str, retry_failed: bool) -> str | None:
     try:
-        run_job("build_shard", shard)
+        run_job("build_shard", shard, {"image_pairs": {"retry_failed": True}} if retry_failed else None)
     except RunFailed as failure:
         return str(failure)
     return None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from bananagrams_assets.data.addresses import Allowed, HostRefusedError, check_l
 from bananagrams_assets.data.fetch import Fetched, open_fetcher, retry_after_s
 
 from .servers import (
+    Handler,
     Server,
     body,
     cut_first,
@@ -227,3 +229,77 @@ def test_an_address_is_public_or_can_be_refused(address: Any) -> None:
 def test_any_retry_after_is_seconds_or_nothing(value: str) -> None:
     wait = retry_after_s(value)
     assert wait is None or wait >= 0
+
+
+@pytest.mark.parametrize("directive", ["noai", "bananagrams: noindex", "nofollow, noimageai"])
+def test_a_server_that_opts_out_is_honoured_unless_told_otherwise(server: Server, directive: str) -> None:
+    server.answers["/a"] = status(200, PICTURE, X_Robots_Tag=directive)
+    (got,) = fetch(f"{server.url}/a")
+    assert (got.status, got.may_pass, got.attempts) == ("refused", False, 1)
+    assert got.reason.startswith("opted out: X-Robots-Tag")
+    (got,) = fetch(f"{server.url}/a", honour_opt_out=False)
+    assert (got.status, got.data) == ("ok", PICTURE)
+
+
+def test_the_agent_names_a_contact(server: Server) -> None:
+    fetch(f"{server.url}/a", user_agent="tests/1", contact="https://example.org/about")
+    assert server.agents == {"tests/1 +https://example.org/about"}
+
+
+def test_all_tries_together_have_a_deadline(server: Server) -> None:
+    server.answers["/a"] = stalled
+    (got,) = fetch(f"{server.url}/a", timeout_s=0.3, deadline_s=0.5, attempts=20)
+    assert (got.status, got.may_pass) == ("failed", True)
+    assert got.attempts <= 3
+    assert "fetch.deadline_s" in got.reason or "fetch.timeout_s" in got.reason
+
+
+def test_a_pause_longer_than_the_deadline_is_not_waited_for(server: Server) -> None:
+    server.answers["/a"] = status(429, Retry_After="60")
+    (got,) = fetch(f"{server.url}/a", deadline_s=5.0)
+    assert (got.reason, got.attempts, got.may_pass) == ("HTTP 429", 1, True)
+
+
+@pytest.mark.parametrize(
+    ("code", "may_pass"), [(404, False), (410, False), (403, False), (500, True), (429, True)]
+)
+def test_what_may_pass(server: Server, code: int, may_pass: bool) -> None:
+    server.answers["/a"] = status(code)
+    (got,) = fetch(f"{server.url}/a", attempts=1)
+    assert (got.reason, got.may_pass) == (f"HTTP {code}", may_pass)
+
+
+def test_no_host_is_asked_more_at_once_than_its_limit(server: Server) -> None:
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def slow(request: Handler, before: int) -> None:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        server.stopping.wait(0.02)
+        with lock:
+            running[0] -= 1
+        request.reply(200, PICTURE)
+
+    urls = [f"{server.url}/{number}" for number in range(30)]
+    server.answers.update({f"/{number}": slow for number in range(30)})
+    got = fetch(*urls, concurrency=16, in_flight=3)
+    assert [one.status for one in got] == ["ok"] * 30
+    assert most[0] <= 3
+
+
+def test_half_a_body_without_a_length_is_told_by_its_content(server: Server) -> None:
+    def cut(request: Handler, before: int) -> None:
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(PICTURE if before else PICTURE[:100])
+        request.close_connection = True
+
+    server.answers["/a"] = cut
+
+    async def run() -> Fetched:
+        async with open_fetcher(FetchSettings(backoff_s=0.01)) as fetcher:
+            return await fetcher.fetch(f"{server.url}/a", lambda data: len(data) == len(PICTURE))
+
+    got = asyncio.run(run())
+    assert (got.status, got.attempts, got.data) == ("ok", 2, PICTURE)

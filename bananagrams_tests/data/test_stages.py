@@ -76,9 +76,10 @@ def test_changed_records_of_a_shard_make_that_shard_stale_alone(store: Store, pr
 
 def test_a_new_code_version_is_named(store: Store, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     run(store, profile, "pictures")
-    newer = stages.Stage("image_pairs", "2", ("fetch",), ("manifest",))
+    now = stages.STAGES["image_pairs"].version
+    newer = stages.Stage("image_pairs", "newer", ("fetch",), ("manifest",))
     monkeypatch.setitem(stages.STAGES, "image_pairs", newer)
-    assert why_stale(store, profile, "image_pairs", SHARD) == ["code version 1 → 2"]
+    assert why_stale(store, profile, "image_pairs", SHARD) == [f"code version {now} → newer"]
 
 
 def test_a_missing_file_is_built_again(store: Store, profile: Profile) -> None:

@@ -1,0 +1,118 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from .config import LoadedProfile, Profile, default_store
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, plain lines elsewhere; call what is yielded with a line for each step done."""
+    if not sys.stderr.isatty():
+        yield lambda line: click.echo(line)
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=what, dynamic_ncols=True) as bar:
+
+        def report(line: str) -> None:
+            bar.write(line)
+            bar.update()
+
+        yield report
+
+
+def source_of(path: str, loaded: LoadedProfile) -> str:
+    """Where a setting's value came from; a whole section may have been given at once."""
+    while path:
+        if path in loaded.sources:
+            return loaded.sources[path]
+        path = path.rpartition(".")[0]
+    return "default"
+
+
+def tracking_uri(profile: Profile) -> str:
+    from .learn.launch import default_tracking_uri
+
+    return default_tracking_uri(default_store(profile))
+
+
+def show_results(profile: Profile) -> None:
+    show_dataset(profile)
+    show_model(profile)
+    home = os.environ["DAGSTER_HOME"]
+    click.echo(f"lineage  DAGSTER_HOME={home} dagster dev        → http://127.0.0.1:3000")
+    click.echo(f"runs     mlflow ui --backend-store-uri {tracking_uri(profile)}  → http://127.0.0.1:5000")
+
+
+def show_dataset(profile: Profile) -> None:
+    """Print where the dataset and its pages are, with the counts of each split."""
+    from .data import layout
+    from .data.stages import read_receipt
+    from .data.store import open_store
+
+    store = open_store(default_store(profile))
+    for split in profile.splits.by_name():
+        if receipt := read_receipt(store, "split_index", split):
+            where = store.describe(f"shards/{split}")
+            click.echo(f"dataset  {split:5}  {receipt.stats['samples']:7} samples  {where}")
+    first = profile.shard_keys()[0]
+    click.echo(f"pages    {store.describe(layout.overlays_page(first))}")
+
+
+def show_model(profile: Profile) -> None:
+    """Print dev IoU beside the trivial baselines, the version and where it is registered."""
+    from .data.stages import WHOLE, read_receipt
+    from .data.store import open_store
+
+    store = open_store(default_store(profile))
+    if not (receipt := read_receipt(store, "mask_model", WHOLE)):
+        return
+    stats = receipt.stats
+    baselines = ", ".join(f"{name} mask {value:.3f}" for name, value in stats["baselines"].items())
+    click.echo(f"model    dev IoU {stats['dev_iou']:.3f}   trivial baselines: {baselines}")
+    name = profile.mlflow.registered_model
+    click.echo(f"model    models:/{name}/{stats['model_version']}  in {tracking_uri(profile)}")
+    if champion := read_receipt(store, "champion", WHOLE):
+        click.echo(f"champion {champion.stats['reason']}")
+
+
+def show_status(profile: Profile) -> None:
+    """Print a line for every shard, their total, failures by reason, and the time left."""
+    from .data.status import status_of
+    from .data.store import open_store
+
+    status = status_of(open_store(default_store(profile)), profile)
+    columns = ("shard", "records", "done", "ok", "failed", "refused", "to retry", "MB", "pictures/s")
+    rows: list[tuple[str, ...]] = [columns]
+    for shard in (*status.shards, status.total):
+        rate = f"{shard.pictures / shard.seconds:.1f}" if shard.pictures and shard.seconds else "-"
+        counts = (shard.records, shard.done, shard.ok, shard.failed, shard.refused, shard.to_retry)
+        rows.append((shard.shard, *map(str, counts), f"{shard.bytes / 1e6:.1f}", rate))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
+    for row in rows:
+        cells = zip(row[1:], widths[1:], strict=True)
+        click.echo("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in cells)]))
+    for reason, count in status.total.reasons.items():
+        click.echo(f"{count:8}  {reason}")
+    if status.total.waiting:
+        click.echo(f"{status.total.waiting} pictures of unfinished shards are kept for the next run")
+    if status.total.to_retry:
+        click.echo(f"{status.total.to_retry} failures may pass: bananagrams build --retry-failed")
+    click.echo(f"time left: {_duration(status.left_s)}")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown: nothing has been fetched yet"
+    if seconds == 0:
+        return "none, every shard is fetched"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
