@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ OURS = ("BANANAGRAMS_PROFILE", "BANANAGRAMS_STORE", "BANANAGRAMS_SET", "BANANAGR
 # The code location reads its profile when it is imported, before any fixture runs.
 for variable in OURS:
     os.environ.pop(variable, None)
+
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
