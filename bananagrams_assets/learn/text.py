@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +18,7 @@ from .weights import WeightsError, cannot_fetch, first_line, read_state
 CACHE_BYTES = 256 * 2**20
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(nn.Module, ABC):
     """Token features of instructions; a frozen encoder computes each distinct instruction once.
 
     `width` is the channels C of a feature, `context` the most tokens T read of an instruction.
@@ -31,9 +32,9 @@ class TextEncoder(nn.Module):
         self._cache: dict[str, Tensor] = {}
         self._cached_bytes = 0
 
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """N instructions → features float32 (N, T, C) and mask bool (N, T), True where a token is."""
-        raise NotImplementedError
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B instructions → features float32 (B, L, C), zero at pads, and mask bool (B, L).
