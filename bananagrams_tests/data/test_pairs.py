@@ -80,7 +80,8 @@ def test_pictures_are_stored_as_received_in_key_order(store: LocalStore, tmp_pat
         number = sample.key.split("-")[1]
         assert sample.parts["input.jpg"] == (tmp_path / f"photos/{number}.jpg").read_bytes()
         assert row["sha256_edited"] == hashlib.sha256(sample.parts["edited.png"]).hexdigest()
-        assert (row["status"], row["reason"], row["part"], row["from_input"]) == ("ok", "", "", "local")
+        assert (row["status"], row["reason"], row["part"]) == ("ok", "", "")
+        assert row["from_input"] == f"local:{tmp_path}/photos/{number}.jpg"
         assert (row["width"], row["height"], row["edited_width"], row["edited_height"]) == (
             192,
             144,
@@ -206,7 +207,7 @@ def test_the_kind_of_a_picture_is_told_by_its_bytes(store: LocalStore, tmp_path:
 
 
 def test_a_local_picture_that_went_away_is_a_row(store: LocalStore, tmp_path: Path) -> None:
-    profile = one_shard(local_pairs(tmp_path, 2))
+    profile = one_shard(local_pairs(tmp_path, 2), source={"photos_from": ("local",)})
     build_manifest(store, profile, quiet)
     (tmp_path / "photos/1.jpg").unlink()
     fetch_pairs(store, profile, SHARD, quiet)
