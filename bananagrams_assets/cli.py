@@ -11,18 +11,17 @@ from typing import Any
 import click
 
 from . import __version__
-from .config import (
+from .config import Profile, flatten
+from .console import progress, show_dataset, show_model, show_results, show_status, source_of, tracking_uri
+from .profiles import (
     PROFILE_VARIABLE,
     SET_VARIABLE,
     STORE_VARIABLE,
     LoadedProfile,
-    Profile,
     default_store,
-    flatten,
     load_profile,
     parse_setting,
 )
-from .console import progress, show_dataset, show_model, show_results, show_status, source_of, tracking_uri
 
 MODEL_ASSETS = ("mask_model", "champion")
 DATASET_ASSETS = (

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import click
 
-from .config import LoadedProfile, Profile, default_store
+from .config import Profile
+from .profiles import LoadedProfile, default_store
 
 
 @contextmanager

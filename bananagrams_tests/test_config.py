@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bananagrams_assets.config import (
-    ConfigError,
-    Profile,
-    digest_of,
-    load_profile,
-    parse_setting,
-    validate,
-)
+from bananagrams_assets.config import ConfigError, Profile, digest_of
+from bananagrams_assets.profiles import load_profile, parse_setting, validate
 
 
 @pytest.mark.parametrize("name", ["demo", "pico-banana"])
@@ -86,6 +80,13 @@ def test_a_file_that_is_not_a_mapping_is_refused_by_name(tmp_path: Path, text: s
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load_profile(str(path))
+
+
+def test_an_empty_section_that_is_unknown_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("masks: {}\nmask: {}\n")
+    with pytest.raises(ConfigError, match=r"masks: unknown key; did you mean 'mask'"):
         load_profile(str(path))
 
 

@@ -16,7 +16,8 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ..config import FetchSettings, home_folder
+from ..config import FetchSettings
+from ..profiles import home_folder
 from .optout import opt_out
 from .pacing import LONGEST_PAUSE_S, HostAtRest, Pacer, Turn
 

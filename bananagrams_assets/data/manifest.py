@@ -17,7 +17,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from ..config import Profile, SampleSettings, SourceSettings, home_folder
+from ..config import Profile, SampleSettings, SourceSettings
+from ..profiles import home_folder
 from . import layout
 from .buckets import Buckets
 from .credits import read_credits

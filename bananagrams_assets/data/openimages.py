@@ -18,7 +18,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import FetchSettings, SourceSettings, home_folder
+from ..config import FetchSettings, SourceSettings
+from ..profiles import home_folder
 from .product import Say
 from .records import LOCAL, source_id
 from .sources import SourceError, latest

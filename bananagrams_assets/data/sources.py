@@ -15,7 +15,8 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from ..config import FetchSettings, home_folder
+from ..config import FetchSettings
+from ..profiles import home_folder
 from .product import Say
 from .store import LocalStore, MissingObject
 

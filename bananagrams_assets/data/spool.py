@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..config import home_folder
+from ..profiles import home_folder
 from .product import Say
 from .store import TEMPORARY, StoreError
 

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ..config import load_profile
+from ..profiles import load_profile
 
 LOADED = load_profile()
 PROFILE = LOADED.profile

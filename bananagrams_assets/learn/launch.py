@@ -11,7 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..config import TRACKING_VARIABLE, Profile
+from ..config import Profile
+from ..profiles import TRACKING_VARIABLE
 
 OUTPUT = "mask_model"
 """Where in the store a training leaves its checkpoints, weights and metrics."""

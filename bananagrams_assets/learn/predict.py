@@ -13,7 +13,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from ..config import validate
+from ..profiles import validate
 from ..vision.images import RGB, resize
 from .checkpoint import fill
 from .network import MaskNet

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import Profile, validate
+from ..config import Profile
+from ..profiles import validate
 
 
 class Stopped(RuntimeError):

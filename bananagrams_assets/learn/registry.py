@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from ..config import TRACKING_VARIABLE, Profile, flatten
+from ..config import Profile, flatten
+from ..profiles import TRACKING_VARIABLE
 
 if TYPE_CHECKING:
     from .predict import Predictor

@@ -77,11 +77,11 @@ def urls(base: str, pairs: int) -> Iterator[tuple[str, str]]:
 
 
 def ours(base: str, pairs: int, concurrency: int) -> int:
-    from bananagrams_assets.config import validate
     from bananagrams_assets.data import layout
     from bananagrams_assets.data.pairs import fetch_pairs
     from bananagrams_assets.data.store import LocalStore
     from bananagrams_assets.data.tables import MANIFEST, write_table
+    from bananagrams_assets.profiles import validate
 
     shard = "train-00000"
     store = LocalStore(Path(os.environ["DAGSTER_HOME"]) / "store")

@@ -23,11 +23,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bananagrams_assets.config import Profile, load_profile
+from bananagrams_assets.config import Profile
 from bananagrams_assets.data.edit_types import EDIT_TYPES
 from bananagrams_assets.data.manifest import build_manifest
 from bananagrams_assets.data.openimages import open_photographs
 from bananagrams_assets.data.store import LocalStore
+from bananagrams_assets.profiles import load_profile
 
 _TEXT = (
     "remove the red flag and its white pole from upper right of image seamlessly extending clear blue sky "

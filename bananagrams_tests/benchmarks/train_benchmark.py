@@ -16,10 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from bananagrams_assets.config import Profile, load_profile
+from bananagrams_assets.config import Profile
 from bananagrams_assets.learn.losses import mask_loss
 from bananagrams_assets.learn.network import MaskNet
 from bananagrams_assets.learn.optimize import autocast_precision, make_optimizer
+from bananagrams_assets.profiles import load_profile
 
 WORDS = (
     "Make the cup red",

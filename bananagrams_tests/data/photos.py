@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.config import Profile, validate
+from bananagrams_assets.config import Profile
+from bananagrams_assets.profiles import validate
 from bananagrams_assets.vision.images import RGB, encode_jpeg
 
 SIZE = (192, 144)

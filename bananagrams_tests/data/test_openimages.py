@@ -310,7 +310,7 @@ def test_a_pair_of_which_one_picture_is_turned_aligns_all_the_same(turns: int) -
 
 
 def test_the_profile_of_the_full_set_names_the_public_list() -> None:
-    from bananagrams_assets.config import load_profile
+    from bananagrams_assets.profiles import load_profile
 
     settings = load_profile("pico-banana").profile.source
     assert settings.photos_from == ("local", "mirror", "original")

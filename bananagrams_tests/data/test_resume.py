@@ -66,7 +66,7 @@ def timeless(store: LocalStore) -> list[dict[str, Any]]:
 
 PROGRAM = """
 import json, sys
-from bananagrams_assets.config import validate
+from bananagrams_assets.profiles import validate
 from bananagrams_assets.data.pairs import fetch_pairs
 from bananagrams_assets.data.store import LocalStore
 from pathlib import Path

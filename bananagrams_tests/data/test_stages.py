@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bananagrams_assets.config import Profile, load_profile
+from bananagrams_assets.config import Profile
 from bananagrams_assets.data import stages
 from bananagrams_assets.data.product import Product, Say, write_file
 from bananagrams_assets.data.stages import (
@@ -17,6 +17,7 @@ from bananagrams_assets.data.stages import (
     write_receipt,
 )
 from bananagrams_assets.data.store import Store, open_store
+from bananagrams_assets.profiles import load_profile
 
 SHARD = "dev-00000"
 

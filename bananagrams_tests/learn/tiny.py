@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bananagrams_assets.config import Profile, load_profile
+from bananagrams_assets.config import Profile
 from bananagrams_assets.data.store import Store, open_store
+from bananagrams_assets.profiles import load_profile
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 
 HALVES = {
