@@ -388,7 +388,7 @@ class CheckSettings(Section):
         0.1, description="largest share of a shard's records whose pictures could not be had"
     )
     min_gain: float = Field(
-        0.02, ge=-1, le=1, description="dev IoU the model must have over the best trivial baseline"
+        0.02, ge=0, le=1, description="dev IoU the model must have over the best trivial baseline"
     )
 
 
