@@ -313,14 +313,20 @@ def mask(
 def validate(
     shards: tuple[str, ...], output: str, profile: str | None, store: str | None, settings: tuple[str, ...]
 ) -> None:
-    """Draw the overlays of dataset shards (tar files) or extracted folders, to judge masks by eye."""
+    """Draw the overlays of dataset shards (tar files) or extracted folders, to judge masks by eye.
+
+    A page for each under OUTPUT, and OUTPUT/index.html over all. Verdicts saved from a page are read by the
+    next build: --set 'shards.verdicts=[verdicts.json]' leaves out what was judged bad.
+    """
     loaded = configure(profile, store, settings)
     from .data.overlays import draw_overlays_of
 
-    for name in shards:
-        path = Path(name)
-        page = draw_overlays_of(path, Path(output) / path.stem, loaded.profile.overlays)
-        click.echo(f"{page}")
+    paths = [Path(name).absolute() for name in shards]
+    if len({path.stem for path in paths}) < len(paths):
+        raise click.UsageError("two of these shards have the same name: give each an --output of its own")
+    for path in paths:
+        click.echo(draw_overlays_of(path, Path(output), loaded.profile))
+    click.echo(Path(output) / "index.html")
 
 
 @main.command()

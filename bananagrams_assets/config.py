@@ -261,8 +261,15 @@ class MaskSettings(Section):
 
 
 class ShardSettings(Section):
-    """What a dataset sample holds."""
+    """What a dataset sample holds, and what is left out."""
 
+    # What the files say is compared shard by shard, see data/verdicts.py.
+    operational = frozenset({"verdicts"})
+
+    verdicts: tuple[str, ...] = Field(
+        (),
+        description="files of verdicts saved from the pages, whose bad samples are left out: paths, or store:NAME",
+    )
     jpeg_quality: int = Field(95, ge=1, le=100, description="of input.jpg where it must be encoded")
     largest_side_px: int | None = Field(
         None, ge=64, description="fit input.jpg to this longest side; null: the input's size"
@@ -270,10 +277,9 @@ class ShardSettings(Section):
 
 
 class OverlaySettings(Section):
-    """Contact sheets and pages to judge masks by eye."""
+    """Pages to judge masks by eye."""
 
-    tile_px: int = Field(256, ge=64, le=1024, description="longest side of one picture on a sheet")
-    samples_per_sheet: int = Field(12, ge=1, le=100)
+    tile_px: int = Field(512, ge=64, le=1024, description="longest side of a picture on a page")
     max_samples: int = Field(240, ge=1, description="samples drawn a shard, least confident first")
     jpeg_quality: int = Field(85, ge=1, le=100)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 MANIFEST_REJECTS = "manifest/rejects.parquet"
+OVERLAYS = "overlays/"
+OVERLAYS_CONTENTS = "overlays/index.html"
 
 
 def split_of(shard: str) -> str:

@@ -5,48 +5,67 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from ..config import OverlaySettings, Profile
-from ..vision.align import warp
-from ..vision.geometry import resizing
-from ..vision.images import RGB, PictureError, decode, decode_mask, encode_jpeg
+from ..config import MaskSettings, Profile
+from ..vision.geometry import Floats, frame, project, rescaled, resizing, warp
+from ..vision.images import (
+    RGB,
+    Mask,
+    PictureError,
+    decode,
+    decode_mask,
+    encode_jpeg,
+    fitted_size,
+    resize,
+)
 from ..vision.mask import edit_mask
-from ..vision.overlay import preview_jpeg, sheet, strip, tinted
-from ..vision.page import PageRow, render_page
+from ..vision.overlay import heat_map, outline, preview_jpeg, sheet, strip, tinted
+from ..vision.page import REJECTED, PageRow, render_contents, render_page, render_summary
 from . import layout
 from .masks import with_masks
 from .pairs import decode_pair
 from .product import FileInfo, Product, Say, write_file
 from .samples import Sample, SampleError, read_folder, read_samples
 from .store import LocalStore, Store
-from .summary import PREVIEW_BYTES, PREVIEW_PAIRS, side_by_side
+from .summary import PREVIEW_BYTES, PREVIEW_PAIRS, histogram, median, side_by_side
 from .tables import by_key, read_table
 
-REJECTED = "rejected"
-"""The verdict on the page of a record that gave no mask."""
-
-NO_PICTURE = "none"
+CONTENTS = "index.html"
+SHEET_TILE_PX = 256
+SHEET_SAMPLES = 12
 _MAX_PIXELS = 2**28
 """Of a picture in a dataset shard, which has passed the limit of its own profile."""
 
 
+@dataclass(frozen=True)
+class View:
+    """A sample as drawn, all of one size (H, W): `after` and `difference` (dE) None where not known."""
+
+    before: RGB
+    after: RGB | None
+    difference: np.ndarray[Any, np.dtype[np.float32]] | None
+    mask: Mask
+
+
 def draw_overlays(store: Store, profile: Profile, shard: str, say: Say) -> Product:
-    """Write `overlays/<shard>/`: a strip a sample, a contact sheet, and the page that shows them.
+    """Write `overlays/<shard>/`: a picture a sample, a contact sheet, and the page that shows them.
 
     Samples come least confident first, `overlays.max_samples` of them; then every record that was lost,
-    with its reason. Raises StoreError, SampleError.
+    with its reason. `overlays/index.html`, the page over all shards, is the same whichever shard writes
+    it. Raises StoreError, SampleError.
     """
     records = by_key(read_table(store, layout.manifest_table(shard)))
     lost = _lost(store, shard, records)
     made = {row["key"]: row for row in read_table(store, layout.masks_table(shard)) if row["verdict"]}
     wanted = _least_confident(made, profile.overlays.max_samples)
     rejected = sorted(lost)
-    drawing = _Drawing(store, shard, profile.overlays, [*wanted, *rejected])
+    drawing = _Drawing(store, f"{layout.OVERLAYS}{shard}/", profile, [*wanted, *rejected])
     aligned = by_key(read_table(store, layout.aligned_table(shard)))
     to_draw = {*wanted, *rejected[: profile.overlays.max_samples]}
     with store.open(layout.pairs_tar(shard)) as pairs, store.open(layout.masks_tar(shard)) as masks:
@@ -54,69 +73,78 @@ def draw_overlays(store: Store, profile: Profile, shard: str, say: Say) -> Produ
             if pair.key not in to_draw or pair.key not in aligned:
                 continue
             try:
-                drawing.add(pair.key, _strip(pair, mask, aligned[pair.key], records[pair.key], profile))
+                drawing.add(pair.key, _view(pair, mask, aligned[pair.key], records[pair.key], profile))
             except (PictureError, cv2.error, np.linalg.LinAlgError) as error:
                 lost.setdefault(pair.key, str(error))
-    rows = [
-        _page_row(records[key], made.get(key), lost.get(key), drawing.link(key))
-        for key in (*wanted, *rejected)
-    ]
-    captions = {row.key: [row.instruction] for row in rows}
-    return drawing.finish(f"{shard}: edit masks", rows, captions, len(made))
+    rows = [_page_row(records[key], made.get(key), lost.get(key, "")) for key in (*wanted, *rejected)]
+    product = drawing.finish(shard, rows, len(made), median(row["confidence"] for row in made.values()))
+    page = render_contents("Edit masks", profile.shard_keys()).encode()
+    contents = {layout.OVERLAYS_CONTENTS: write_file(store, layout.OVERLAYS_CONTENTS, page)}
+    return replace(product, files={**product.files, **contents})
 
 
-def draw_overlays_of(path: Path, output: Path, settings: OverlaySettings) -> Path:
-    """Draw any dataset shard, a tar or an extracted folder, into the folder `output`; returns the page.
+def draw_overlays_of(path: Path, output: Path, profile: Profile) -> Path:
+    """Draw any dataset shard, a tar or an extracted folder, into `<output>/<its name>`; returns the page.
 
-    All that such a shard knows is the photograph and the mask over it. Samples come least confident
-    first. A sample that cannot be drawn is on the page with its reason. Raises SampleError for what is
-    no shard, StoreError, OSError.
+    The edited picture, and with it the difference, is shown where it can be had: as a part `edited` of the
+    sample, or from the pictures of the store that the shard lies in. Samples come least confident first; one
+    that cannot be drawn is on the page with its reason. `<output>/index.html` shows all shards drawn there.
+    Raises SampleError for what is no shard, StoreError, OSError.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, PageRow] = {}
     with _samples(path) as samples:
         for sample in samples:
             rows[sample.key] = _told(sample)
-    wanted = _least_confident(rows, settings.max_samples)
-    drawing = _Drawing(LocalStore(output), "", settings, wanted)
+    ordered = sorted(rows, key=lambda key: (rows[key].confidence, key))
+    wanted = ordered[: profile.overlays.max_samples]
+    drawing = _Drawing(LocalStore(output), f"{path.stem}/", profile, wanted)
     with _samples(path) as samples:
         for sample in samples:
             if sample.key in drawing.order:
                 try:
-                    drawing.add(sample.key, _photo_and_mask(sample, settings.tile_px))
-                except PictureError as error:
-                    rows[sample.key].update(verdict=REJECTED, instruction=str(error))
-    page_rows = [PageRow(key=key, picture=drawing.link(key), **rows[key]) for key in wanted]
-    captions = {row.key: [row.instruction] for row in page_rows}
-    drawing.finish(f"{path.name}: edit masks", page_rows, captions, len(wanted))
-    return output / "index.html"
+                    drawing.add(sample.key, _view_of(sample, profile))
+                except (PictureError, cv2.error, np.linalg.LinAlgError) as error:
+                    reason = rows[sample.key].reason or str(error)
+                    rows[sample.key] = replace(rows[sample.key], mask=REJECTED, reason=reason)
+    shown = [rows[key] for key in wanted]
+    confidence = median(row.confidence for row in rows.values() if row.mask != REJECTED)
+    drawing.finish(path.stem, shown, sum(row.mask != REJECTED for row in rows.values()), confidence)
+    names = sorted(file.parent.name for file in output.glob("*/summary.js"))
+    LocalStore(output).write(CONTENTS, render_contents("Edit masks", names).encode())
+    return output / path.stem / CONTENTS
 
 
 class _Drawing:
     """The pictures of one page, written as they come; the first ones are kept for the contact sheet."""
 
-    def __init__(self, store: Store, shard: str, settings: OverlaySettings, order: Sequence[str]) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store, root: str, profile: Profile, order: Sequence[str]) -> None:
+        self.store, self.settings = store, profile.overlays
         self.order = {key: position for position, key in enumerate(order)}
         self.files: dict[str, FileInfo] = {}
-        self._root = f"overlays/{shard}/" if shard else ""
+        self._root = root
         self._sheet: dict[str, RGB] = {}
-        self._drawn: set[str] = set()
+        self._drawn: dict[str, dict[str, Any]] = {}
 
-    def add(self, key: str, picture: RGB) -> None:
-        self._drawn.add(key)
-        self._write(f"pictures/{key}.jpg", encode_jpeg(picture, self.settings.jpeg_quality))
-        if self.order[key] < self.settings.samples_per_sheet:
-            self._sheet[key] = picture
+    def add(self, key: str, view: View) -> None:
+        panels = [view.before]
+        if view.after is not None:
+            panels.append(view.after)
+        if view.difference is not None:
+            panels.append(heat_map(view.difference))
+        name = f"pictures/{key}.jpg"
+        self._write(name, encode_jpeg(np.concatenate(panels, axis=1), self.settings.jpeg_quality))
+        height, width = view.before.shape[:2]
+        self._drawn[key] = {
+            "picture": name, "panels": len(panels), "width": width, "height": height,
+            "outline": outline(view.mask, (width, height)),
+        }  # fmt: skip
+        if self.order[key] < SHEET_SAMPLES:
+            self._sheet[key] = _on_sheet(view)
 
-    def link(self, key: str) -> str:
-        return f"pictures/{key if key in self._drawn else NO_PICTURE}.jpg"
-
-    def finish(
-        self, title: str, rows: Sequence[PageRow], captions: dict[str, list[str]], masks: int
-    ) -> Product:
-        if len(self._drawn) < len(rows):
-            blank = np.full((self.settings.tile_px // 4, self.settings.tile_px, 3), 40, np.uint8)
-            self._write(f"pictures/{NO_PICTURE}.jpg", encode_jpeg(blank, self.settings.jpeg_quality))
+    def finish(self, name: str, rows: Sequence[PageRow], masks: int, confidence: float | None) -> Product:
+        """The pages; `masks` and their median `confidence` are of the whole shard, drawn or not."""
+        rows = [replace(row, **self._drawn.get(row.key, {})) for row in rows]
+        captions = {row.key: [row.text] for row in rows}
         preview = None
         keys = sorted(self._sheet, key=lambda key: self.order[key])
         if keys:
@@ -125,16 +153,20 @@ class _Drawing:
             first = keys[:PREVIEW_PAIRS]
             few = sheet([self._sheet[key] for key in first], [captions[key] for key in first])
             preview = preview_jpeg(few, PREVIEW_BYTES)
-        self._write("index.html", render_page(title, rows).encode())
-        self._delete_others()
-        verdicts = [row.verdict for row in rows]
-        stats = {
+        sure = [row for row in rows if row.mask != REJECTED]
+        figures = {
             "masks": masks,
-            "drawn": len(self._drawn),
-            "rejected": verdicts.count(REJECTED),
-            "unsure": sum(row.confidence < 0.5 and row.verdict != REJECTED for row in rows),
+            "rejected": len(rows) - len(sure),
+            "unsure": sum(row.confidence < 0.5 for row in sure),
+            "confidence": confidence,
+            "histogram": histogram(row.confidence for row in sure),
         }
-        return Product(self.files, stats, preview)
+        split = next((row.split for row in rows), layout.split_of(name))
+        self._write("summary.js", render_summary(name, split, figures, rows).encode())
+        self._write("index.html", render_page(f"Edit masks: {name}", name, rows, f"../{CONTENTS}").encode())
+        self._delete_others()
+        stats = {name: figures[name] for name in ("masks", "rejected", "unsure")}
+        return Product(self.files, {**stats, "drawn": len(self._drawn)}, preview)
 
     def _write(self, name: str, data: bytes) -> None:
         self.files[self._root + name] = write_file(self.store, self._root + name, data)
@@ -165,75 +197,138 @@ def _lost(store: Store, shard: str, records: dict[str, dict[str, Any]]) -> dict[
     return lost
 
 
-def _strip(
+def _view(
     pair: Sample, mask_png: bytes | None, aligned: dict[str, Any], record: dict[str, Any], profile: Profile
-) -> RGB:
-    """The four panels of one pair; for one without a mask the edited picture as a plain resize."""
+) -> View:
+    """One pair; for one without a mask the edited picture as a plain resize."""
     before, after = decode_pair(pair, profile.fetch.max_pixels)
-    size, edited = (before.shape[1], before.shape[0]), (after.shape[1], after.shape[0])
+    tile_px = profile.overlays.tile_px
     if mask_png is None:
-        drawn, _ = warp(after, resizing(edited, size), size)
-        nothing = np.zeros(before.shape[:2], np.float32)
-        return strip(before, drawn, nothing, nothing > 0, profile.overlays.tile_px)
+        size = before.shape[1], before.shape[0]
+        small = fitted_size(size, tile_px)
+        nothing = np.zeros((small[1], small[0]), bool)
+        return View(_at(before, small), _at(after, small), None, nothing)
     homography = np.array(aligned["homography"], np.float64).reshape(3, 3)
     overlap = np.array(aligned["overlap"], np.float64).reshape(-1, 2)
-    found = edit_mask(before, after, homography, overlap, profile.mask, record["scope"])
-    drawn, _ = warp(after, homography, size)
-    return strip(before, drawn, found.difference, decode_mask(mask_png), profile.overlays.tile_px)
+    return draw(
+        before, after, homography, overlap, decode_mask(mask_png), record["scope"], profile.mask, tile_px
+    )
 
 
-def _page_row(
-    record: dict[str, Any], mask: dict[str, Any] | None, reason: str | None, picture: str
-) -> PageRow:
+def draw(
+    before: RGB,
+    after: RGB | None,
+    homography: Floats,
+    overlap: Floats,
+    mask: Mask,
+    scope: str,
+    settings: MaskSettings,
+    tile_px: int,
+) -> View:
+    """A pair fitted to `tile_px`: homography and overlap are those of the pictures as given.
+
+    The difference is measured anew at this size, which is several times faster than at the pictures' own.
+    """
+    size = before.shape[1], before.shape[0]
+    small = fitted_size(size, tile_px)
+    shown, fitted = _at(before, small), _mask_at(mask, small)
+    if after is None:
+        return View(shown, None, None, fitted)
+    source = after.shape[1], after.shape[0]
+    homography = rescaled(homography, source, source, size, small)
+    found = edit_mask(shown, after, homography, project(resizing(size, small), overlap), settings, scope)
+    return View(shown, warp(after, homography, small)[0], found.difference, fitted)
+
+
+def _at(picture: RGB, size: tuple[int, int]) -> RGB:
+    same = (picture.shape[1], picture.shape[0]) == size
+    return picture if same else np.asarray(resize(picture, size), np.uint8)
+
+
+def _mask_at(mask: Mask, size: tuple[int, int]) -> Mask:
+    same = (mask.shape[1], mask.shape[0]) == size
+    return mask if same else np.asarray(resize(mask.astype(np.float32), size) >= 0.5)
+
+
+def _on_sheet(view: View) -> RGB:
+    if view.after is None:
+        return side_by_side([view.before, tinted(view.before, view.mask, max(view.before.shape))])
+    difference = np.zeros(view.mask.shape, np.float32) if view.difference is None else view.difference
+    return strip(view.before, view.after, difference, view.mask, SHEET_TILE_PX)
+
+
+def _page_row(record: dict[str, Any], mask: dict[str, Any] | None, reason: str) -> PageRow:
     return PageRow(
         key=record["key"],
-        picture=picture,
-        instruction=f"{reason} ({record['text']})" if reason else record["text"],
-        edit_type=record["edit_type"],
-        verdict=mask["verdict"] if mask else REJECTED,
-        confidence=mask["confidence"] if mask else 0.0,
-        area=mask["area"] if mask else 0.0,
-        source=record["attribution"],
+        text=record["text"],
+        type=record["edit_type"],
+        scope=record["scope"],
+        mask=mask["verdict"] if mask else REJECTED,
+        confidence=round(mask["confidence"], 4) if mask else 0.0,
+        area=round(mask["area"], 4) if mask else 0.0,
+        source=record["attribution"] or record["input_url"],
         split=record["split"],
+        shard=record["shard"],
+        reason=reason,
     )
 
 
 @contextmanager
 def _samples(path: Path) -> Iterator[Iterator[Sample]]:
+    """The samples of a tar or folder, with the edited pictures of the store that a tar lies in."""
     try:
         if path.is_dir():
             yield read_folder(path)
             return
+        pairs = path.absolute().parents[2] / layout.pairs_tar(path.stem) if _is_stored(path) else None
         with path.open("rb") as file:
-            yield read_samples(file)
+            if pairs is None or not pairs.is_file():
+                yield read_samples(file)
+                return
+            with pairs.open("rb") as beside:
+                yield _with_edited(read_samples(file), read_samples(beside))
     except SampleError as error:
         raise SampleError(f"{path}: {error}") from error
 
 
-def _told(sample: Sample) -> dict[str, Any]:
-    """What a sample says of itself, as the fields of a page row; unknown where it does not."""
+def _is_stored(path: Path) -> bool:
+    return path.absolute().as_posix().endswith(f"/{layout.shard_tar(path.stem)}")
+
+
+def _with_edited(samples: Iterator[Sample], pairs: Iterator[Sample]) -> Iterator[Sample]:
+    """Each sample with the picture `edited` of the pair of its key. Both come in key order."""
+    pair = next(pairs, None)
+    for sample in samples:
+        while pair is not None and pair.key < sample.key:
+            pair = next(pairs, None)
+        edited = pair.part("edited") if pair is not None and pair.key == sample.key else None
+        yield sample if edited is None else Sample(sample.key, {**sample.parts, "edited": edited})
+
+
+def _told(sample: Sample) -> PageRow:
+    """What a sample says of itself; unknown where it does not."""
+    text = sample.parts.get("text.txt", b"").decode("utf-8", "replace")
+    unknown = PageRow(sample.key, text, "", "", REJECTED, 0.0, 0.0, "", "", "")
     try:
         meta = json.loads(sample.parts.get("meta.json", b"{}"))
         mask = meta.get("mask", {})
-        return {
-            "instruction": sample.parts.get("text.txt", b"").decode("utf-8", "replace"),
-            "edit_type": str(meta.get("edit_type", "")),
-            "verdict": str(mask.get("verdict") or ("global" if mask.get("is_global") else "local")),
-            "confidence": float(mask.get("confidence", 0.0)),
-            "area": float(mask.get("area", 0.0)),
-            "source": str(meta.get("attribution") or meta.get("input_url", "")),
-            "split": str(meta.get("split", "")),
-        }
+        return replace(
+            unknown,
+            type=str(meta.get("edit_type") or ""),
+            scope=str(meta.get("scope") or ""),
+            mask=str(mask.get("verdict") or ("global" if mask.get("is_global") else "local")),
+            confidence=round(float(mask.get("confidence", 0.0)), 4),
+            area=round(float(mask.get("area", 0.0)), 4),
+            source=str(meta.get("attribution") or meta.get("input_url") or ""),
+            split=str(meta.get("split") or ""),
+            shard=str(meta.get("shard") or ""),
+        )
     except (ValueError, AttributeError, TypeError) as error:
-        unknown = dict.fromkeys(("edit_type", "source", "split"), "")
-        return {
-            **unknown, "instruction": f"meta.json cannot be read: {error}", "verdict": REJECTED,
-            "confidence": 0.0, "area": 0.0,
-        }  # fmt: skip
+        return replace(unknown, reason=f"meta.json cannot be read: {error}")
 
 
-def _photo_and_mask(sample: Sample, tile_px: int) -> RGB:
-    photo, mask_png = sample.part("input"), sample.parts.get("mask.png")
+def _view_of(sample: Sample, profile: Profile) -> View:
+    photo, mask_png, edited = sample.part("input"), sample.parts.get("mask.png"), sample.part("edited")
     if photo is None or mask_png is None:
         raise PictureError(f"no {'input.jpg' if photo is None else 'mask.png'} in this sample")
     picture, mask = decode(photo, _MAX_PIXELS), decode_mask(mask_png)
@@ -242,6 +337,17 @@ def _photo_and_mask(sample: Sample, tile_px: int) -> RGB:
             f"the mask is {mask.shape[1]} x {mask.shape[0]}, the photograph {picture.shape[1]} x "
             f"{picture.shape[0]}"
         )
-    over = tinted(picture, mask, tile_px)
-    small = cv2.resize(picture, (over.shape[1], over.shape[0]), interpolation=cv2.INTER_AREA)
-    return side_by_side([np.asarray(small, np.uint8), over])
+    size = picture.shape[1], picture.shape[0]
+    after, homography, overlap, scope = None, np.eye(3), frame(size), ""
+    if edited is not None:
+        try:
+            meta = json.loads(sample.parts["meta.json"])
+            homography = np.array(meta["homography"], np.float64).reshape(3, 3)
+            overlap = np.array(meta["overlap"], np.float64).reshape(-1, 2)
+            scope, told = str(meta["scope"]), (meta["edited_height"], meta["edited_width"])
+            after = decode(edited, _MAX_PIXELS)
+        except (ValueError, KeyError, TypeError):  # the mask can be judged all the same
+            told = None
+        if after is not None and after.shape[:2] != told:
+            after = None
+    return draw(picture, after, homography, overlap, mask, scope, profile.mask, profile.overlays.tile_px)

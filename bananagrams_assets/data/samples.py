@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class SampleWriter:
         self._tar = tarfile.TarFile(
             fileobj=cast("IO[bytes]", file), mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPY
         )
+        self._key = ""
+        self._places: list[tuple[int, int, int]] = []
 
     def add(self, key: str, part: str, data: bytes) -> None:
         """Append `<key>.<part>`. Raises SampleError for an unsafe name."""
@@ -78,9 +81,23 @@ class SampleWriter:
         split_name(name)
         header = tarfile.TarInfo(name)
         header.size, header.mode, header.mtime = len(data), 0o644, 0
+        if key != self._key:
+            self._key, self._places = key, []
+        self._places.append((self.file.tell() + tarfile.BLOCKSIZE, len(data), zlib.crc32(data)))
         self._tar.addfile(header, io.BytesIO(data))
         # tarfile remembers every header; a shard may hold any number.
         self._tar.members.clear()  # type: ignore[attr-defined]
+
+    def places(self, key: str) -> dict[str, list[int]]:
+        """Where the parts of the sample that was added last lie, as columns of a shard's table.
+
+        In the order they were added: `part_offsets` (their first bytes in the tar), `part_bytes` (their
+        lengths) and `part_crc32` (their CRC-32, by which a reader knows a damaged one).
+        """
+        if key != self._key:
+            raise ValueError(f"{key} is not the sample that was added last")
+        offsets, lengths, checks = (list(column) for column in zip(*self._places, strict=True))
+        return {"part_offsets": offsets, "part_bytes": lengths, "part_crc32": checks}
 
     def close(self) -> None:
         self._tar.close()

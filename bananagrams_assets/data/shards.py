@@ -30,6 +30,7 @@ from .samples import Sample, SampleWriter, read_samples, sample_writer
 from .store import Store
 from .summary import by_edit_type, counts, histogram, median, reasons
 from .tables import SHARDS, by_key, read_table, write_table
+from .verdicts import judged_bad
 
 FORMAT_VERSION = "2"
 """Of a sample's five files and of the fields of its metadata."""
@@ -61,8 +62,8 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
         by_key(read_table(store, layout.masks_table(shard))),
     )
     config_digest = dataset_digest(profile)
-    failures: dict[str, str] = {}
-    written: set[str] = set()
+    failures = judged_bad(store, profile, shard)
+    written: dict[str, dict[str, Any]] = {}
     with (
         store.open(layout.pairs_tar(shard)) as pairs,
         store.open(layout.masks_tar(shard)) as masks,
@@ -71,12 +72,14 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
         for pair, mask in with_masks(read_samples(pairs), read_samples(masks)):
             if mask is None or pair.key not in tables.records or pair.key not in tables.aligned:
                 continue
+            if pair.key in failures:
+                continue
             try:
                 _pack(tar, pair, mask, tables, profile, config_digest)
             except PictureError as error:
                 failures[pair.key] = str(error)
                 continue
-            written.add(pair.key)
+            written[pair.key] = tar.places(pair.key)
             if len(written) % 200 == 0:
                 say(f"{shard}: {len(written)} samples written")
     rows = [_row(key, tables, written, failures) for key in sorted(tables.records)]
@@ -181,7 +184,9 @@ def _meta(
     }
 
 
-def _row(key: str, tables: _Rows, written: set[str], failures: Mapping[str, str]) -> dict[str, Any]:
+def _row(
+    key: str, tables: _Rows, written: Mapping[str, dict[str, Any]], failures: Mapping[str, str]
+) -> dict[str, Any]:
     record, mask = tables.records[key], tables.masks.get(key)
     stage, reason = ("", "") if key in written else _dropped(key, tables, failures)
     return {
@@ -197,6 +202,8 @@ def _row(key: str, tables: _Rows, written: set[str], failures: Mapping[str, str]
         "confidence": mask["confidence"] if mask else 0.0,
         "source_id": record["source_id"],
         "attribution": record["attribution"],
+        "input_url": record["input_url"],
+        **written.get(key, {}),
     }
 
 

@@ -19,6 +19,7 @@ from . import layout
 from .product import FileInfo, Product, Say
 from .sources import fingerprint, quiet
 from .store import MissingObject, Store
+from .verdicts import verdicts_version
 
 WHOLE = "whole"
 """The partition name of an asset that has no partitions."""
@@ -62,9 +63,9 @@ STAGES: Mapping[str, Stage] = {
         Stage("image_pairs", "2", ("fetch",), _PAIR[:1]),
         Stage("aligned_pairs", "1", ("align", "fetch.max_pixels"), _PAIR[1:2]),
         Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),
-        Stage("shards", "2", ("shards", "source.license"), _PAIR),
-        Stage("validation_overlays", "1", ("overlays",), _PAIR),
-        Stage("split_index", "2", ("source.license",), ("shards",), per="split"),
+        Stage("shards", "3", ("shards", "source.license"), _PAIR),
+        Stage("validation_overlays", "2", ("overlays",), _PAIR),
+        Stage("split_index", "3", ("source.license",), ("shards",), per="split"),
         Stage("mask_model", "1", ("model", "train"), ("split_index",), per="whole"),
         Stage("champion", "1", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
     )
@@ -153,6 +154,8 @@ def upstream_versions(
     for name, part in upstream_partitions(profile, asset, partition):
         receipt = read_receipt(store, name, part)
         versions[f"{name}/{part}"] = receipt.data_version if receipt else ""
+    if asset == "shards" and (verdicts := verdicts_version(store, profile, partition)):
+        versions["shards.verdicts"] = verdicts
     return versions
 
 

@@ -94,6 +94,10 @@ SHARDS = {
     "confidence": float,
     "source_id": str,
     "attribution": str,
+    "input_url": str,
+    "part_offsets": list[int],
+    "part_bytes": list[int],
+    "part_crc32": list[int],
 }
 
 _BATCH = 4096
@@ -108,7 +112,7 @@ def write_table(
 ) -> FileInfo:
     """Write rows, in the order given, as parquet; what a row lacks is null.
 
-    `list` columns hold lists of float64, `list[str]` columns lists of strings. `notes` are kept with the
+    `list` columns hold lists of float64, `list[str]` and `list[int]` columns lists of strings and integers. `notes` are kept with the
     schema, see `read_notes`.
     """
     remaining = iter(rows)
@@ -135,6 +139,7 @@ def write_columns(
         bool: pa.bool_(),
         list: pa.list_(pa.float64()),
         list[str]: pa.list_(pa.string()),
+        list[int]: pa.list_(pa.int64()),
     }
     schema = pa.schema([pa.field(column, types[kind]) for column, kind in columns.items()], dict(notes or {}))
     with (

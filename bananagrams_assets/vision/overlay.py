@@ -22,6 +22,35 @@ FAINT = (150, 156, 166)
 TINT = (255, 45, 110)
 BRIGHTEST_DE = 40.0
 """dE drawn in the brightest colour of the heat map."""
+MAX_PATH = 6000
+"""Characters of an outline on a page of hundreds."""
+
+
+def heat_map(difference: NDArray[np.float32]) -> RGB:
+    """dE (H, W) as colours (H, W, 3), black at 0, brightest from BRIGHTEST_DE on."""
+    scaled = np.clip(difference * (255 / BRIGHTEST_DE), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.cvtColor(cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def outline(mask: Mask, size: tuple[int, int]) -> str:
+    """The mask (H, W), brought to (width, height), as SVG path data of its outlines, holes included.
+
+    Its detail is lowered until it fits MAX_PATH characters (Douglas and Peucker 1973). "" of an empty mask.
+    """
+    if (mask.shape[1], mask.shape[0]) != size:
+        mask = resize(mask.astype(np.float32), size) >= 0.5
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    tolerance_px = 0.5
+    while True:
+        simple = [cv2.approxPolyDP(contour, tolerance_px, True)[:, 0] for contour in contours]
+        path = "".join(
+            "M" + "L".join(f"{x + 0.5:g} {y + 0.5:g}" for x, y in points.tolist()) + "Z"
+            for points in simple
+            if len(points) > 2
+        )
+        if len(path) <= MAX_PATH:
+            return path
+        tolerance_px *= 1.5
 
 
 def strip(before: RGB, aligned_after: RGB, difference: NDArray[np.float32], mask: Mask, tile_px: int) -> RGB:
@@ -30,13 +59,10 @@ def strip(before: RGB, aligned_after: RGB, difference: NDArray[np.float32], mask
     All four are of the input's size (H, W). The result is uint8 RGB, 4 tile_px + 3 GAP_PX wide and
     LABEL_PX higher than the input is with its longest side fitted to `tile_px`.
     """
-    heat = cv2.applyColorMap(
-        np.clip(difference * (255 / BRIGHTEST_DE), 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO
-    )
     panels = [
         _tile(before, tile_px),
         _tile(aligned_after, tile_px),
-        _tile(np.asarray(cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), np.uint8), tile_px),
+        _tile(heat_map(difference), tile_px),
         _tile(tinted(before, mask, tile_px), tile_px),
     ]
     canvas = _canvas(4 * tile_px + 3 * GAP_PX, panels[0].shape[0] + LABEL_PX)

@@ -1,43 +1,87 @@
-"""A page of overlays: one HTML file that works from file://, without a network."""
+"""Pages of overlays: single HTML files that work from a file, from S3 and behind any server.
+
+They bring style, script and data along, link relatively and ask for nothing from elsewhere. All that people
+wrote goes in as JSON and reaches the page as text, never as markup.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-TEMPLATE = Path(__file__).with_name("page.html")
+from .overlay import BRIGHTEST_DE
+
+TEMPLATES = Path(__file__).parent
+LEAST = 12
+"""Samples that a shard's summary brings to the page over all shards."""
+
+REJECTED = "rejected"
+"""The `mask` of a record that gave none."""
 
 
 @dataclass(frozen=True)
 class PageRow:
-    """One sample on the page. `picture`: link to its strip, relative to the page. `source`: where the input
-    photograph is from. `verdict`: local, global or nothing. `confidence`, `area`: 0..1."""
+    """One sample on the page.
+
+    `picture`: link to its panels, relative to the page, or "" where there is none; `panels` says how many
+    stand side by side in it: before; after as aligned; difference. `width`, `height`: of one panel in px.
+    `outline`: the mask as SVG path data in a panel's pixels. `mask`: local, global, nothing or rejected, and
+    then `reason` says why. `confidence`, `area`: 0..1. `source`: where the photograph is from.
+    """
 
     key: str
-    picture: str
-    instruction: str
-    edit_type: str
-    verdict: str
+    text: str
+    type: str
+    scope: str
+    mask: str
     confidence: float
     area: float
     source: str
     split: str
+    shard: str
+    reason: str = ""
+    picture: str = ""
+    panels: int = 1
+    width: int = 4
+    height: int = 3
+    outline: str = ""
 
 
-def render_page(title: str, rows: Sequence[PageRow]) -> str:
-    """The page as HTML: counts on top, a card for each row in the given order, sortable and filterable.
+def render_page(title: str, name: str, rows: Sequence[PageRow], contents: str | None = None) -> str:
+    """The page of one shard as HTML: its samples in the given order, to filter, step through and judge.
 
-    Every text is escaped; pictures load when they come into view.
+    `name` is what verdicts are kept under in the browser, `contents` a relative link to the page over all.
     """
-    from jinja2 import Environment, StrictUndefined
+    return _render(
+        "page.html", title=title, name=name, contents=contents, rows=[asdict(row) for row in rows],
+        brightest=round(BRIGHTEST_DE),
+    )  # fmt: skip
 
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title,
-        rows=rows,
-        verdicts=sorted(Counter(row.verdict for row in rows).items()),
-        types=sorted(Counter(row.edit_type for row in rows).items()),
-        unsure=sum(row.confidence < 0.5 for row in rows),
-    )
+
+def render_contents(title: str, names: Sequence[str]) -> str:
+    """The page over all shards as HTML, beside their folders `names`; a shard without a page is told of.
+
+    It depends on the names alone: each shard's figures come from the `summary.js` in its own folder, so
+    that no build of one shard has to know of the others.
+    """
+    return _render("contents.html", title=title, names=list(names))
+
+
+def render_summary(name: str, split: str, figures: Mapping[str, Any], rows: Sequence[PageRow]) -> str:
+    """`summary.js` of a shard: its figures and its first masks, as `render_contents` reads them."""
+    least = [asdict(row) for row in rows if row.picture and row.mask != REJECTED][:LEAST]
+    content = {"name": name, "split": split, "samples": len(rows), **figures, "least": least}
+    return f"bananagrams({json.dumps(content)});\n"
+
+
+def _render(template: str, **content: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(**content)
