@@ -1,21 +1,18 @@
 """A split of the dataset as training samples: read at random from its tars, in an order that can resume.
 
-The tars are not streamed. A table of where each sample's files lie in them makes a sample one `pread`
-a file, and makes the order a pure function of seed and step: a run that resumes, on any number of
-devices or loader processes, goes on with exactly the samples that would have come next.
+The tars are not streamed (stream.py does that): a table of where each sample's files lie in them makes a
+sample one `pread` a file, and makes the order a pure function of seed and step: a run that resumes, on any
+number of devices or loader processes, goes on with exactly the samples that would have come next.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,38 +22,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import AugmentSettings, TrainSettings
-from ..data import layout
-from ..data.samples import split_name
-from ..data.store import MissingObject, Store
+from ..data.read import DatasetError as DatasetError
+from ..data.read import SplitParts, open_parts
+from ..data.store import Store
 from ..vision.images import decode, decode_mask, resize
 from .augment import augment
 
 Plane = npt.NDArray[np.uint8]
 
 CACHE_BYTES = 256 * 2**20
+NOT_GLOBAL = ("local", "nothing")
 MAX_PIXELS = 2**30  # a dataset's own pictures passed the builder's limits; this one only stops nonsense
-
-
-class DatasetError(RuntimeError):
-    """A dataset that cannot be trained on; the message names the split or shard and what to do."""
-
-
-class Place(NamedTuple):
-    """Where one file of a sample lies: the tar's number, the first byte, the length in bytes."""
-
-    tar: int
-    offset: int
-    size: int
-
-
-class Entry(NamedTuple):
-    """A sample that was not read yet."""
-
-    key: str
-    picture: Place
-    mask: Place
-    text: Place
-    meta: Place
 
 
 @dataclass(frozen=True)
@@ -98,74 +74,52 @@ class Batch:
 
 
 class Split(Sequence[Sample]):
-    """The samples of one split, in the order of its index. Open with `open_split`."""
+    """The samples of one split, or some of them, in the order of its index. Open with `open_split`."""
 
-    def __init__(self, name: str, tars: list[str], entries: list[Entry], digest: str) -> None:
-        self.name = name
-        self.digest = digest
-        self._tars = tars
-        self._entries = entries
-        self._files: dict[tuple[int, int], int] = {}
+    def __init__(self, parts: SplitParts, rows: npt.NDArray[np.int64]) -> None:
+        self.name = parts.name
+        self.digest = parts.digest
+        self._parts = parts
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
         """The sample at a position, decoded. Raises DatasetError if its files cannot be read."""
-        entry = self._entries[index]
-        try:
-            picture = decode(self._read(entry.picture), MAX_PIXELS)
-            mask = decode_mask(self._read(entry.mask)).astype(np.uint8)
-            meta = json.loads(self._read(entry.meta))
-            known = draw_polygon(meta["overlap"], mask.shape)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{self._where(entry)}: cannot be read: {error}; rebuild the shard") from error
-        if mask.shape != picture.shape[:2]:
-            raise DatasetError(
-                f"{self._where(entry)}: mask {mask.shape} and picture {picture.shape[:2]} differ in size; "
-                "rebuild the shard"
-            )
-        return Sample(entry.key, picture, mask, known, self._read(entry.text).decode(), meta)
+        row = self._rows[index]
+        names = ("input.jpg", "mask.png", "text.txt", "meta.json")
+        found = {part: self._parts.read(row, part) for part in names}
+        return decode_sample(self._parts.where(row), self._parts.rows.keys[row], found)
 
     def mask(self, index: int) -> Plane:
         """The mask alone, uint8 0/1 (H, W)."""
-        return decode_mask(self._read(self._entries[index].mask)).astype(np.uint8)
+        return decode_mask(self._parts.read(self._rows[index], "mask.png")).astype(np.uint8)
 
     def text(self, index: int) -> str:
         """The instruction alone."""
-        return self._read(self._entries[index].text).decode()
+        return self._parts.read(self._rows[index], "text.txt").decode()
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """The content of meta.json alone."""
+        found: dict[str, Any] = json.loads(self._parts.read(self._rows[index], "meta.json"))
+        return found
+
+    def where(
+        self,
+        min_confidence: float = 0.0,
+        edit_types: Collection[str] = (),
+        categories: Collection[str] = (),
+        scopes: Collection[str] = (),
+        verdicts: Collection[str] = (),
+    ) -> Split:
+        """The samples that pass every filter; an empty one lets all pass. Reads none of them."""
+        chosen = self._parts.rows.chosen(min_confidence, edit_types, categories, scopes, verdicts)
+        return Split(self._parts, self._rows[np.isin(self._rows, chosen)])
 
     def select(self, settings: TrainSettings) -> Split:
         """The samples that are confident enough and, unless whole-picture edits are wanted, local."""
-        if settings.min_confidence == 0 and settings.include_global:
-            return self
-        kept = []
-        for entry in self._entries:
-            found = json.loads(self._read(entry.meta))["mask"]
-            if found["confidence"] >= settings.min_confidence and (
-                settings.include_global or not found["is_global"]
-            ):
-                kept.append(entry)
-        chosen = Split(self.name, self._tars, kept, self.digest)
-        chosen._files = self._files  # closed together
-        return chosen
-
-    def _read(self, place: Place) -> bytes:
-        mine = os.getpid(), place.tar  # loader processes open their own files
-        if mine not in self._files:
-            self._files[mine] = os.open(self._tars[place.tar], os.O_RDONLY)
-        data = os.pread(self._files[mine], place.size, place.offset)
-        if len(data) != place.size:
-            raise DatasetError(f"{self._tars[place.tar]}: ends too early; rebuild the shard")
-        return data
-
-    def close(self) -> None:
-        """Close the files that this process opened."""
-        for mine in [mine for mine in self._files if mine[0] == os.getpid()]:
-            os.close(self._files.pop(mine))
-
-    def _where(self, entry: Entry) -> str:
-        return f"{self._tars[entry.mask.tar]}, sample {entry.key}"
+        return self.where(settings.min_confidence, verdicts=() if settings.include_global else NOT_GLOBAL)
 
 
 class TrainingSet(Dataset[tuple[str, str, Plane, Plane, Plane]]):
@@ -216,67 +170,28 @@ class TrainingSet(Dataset[tuple[str, str, Plane, Plane, Plane]]):
 
 @contextmanager
 def open_split(store: Store, name: str) -> Iterator[Split]:
-    """The split, its tars at hand on this machine (from S3 they are fetched whole) while the block runs.
+    """The split, its tars at hand on this machine (see data/read.py) while the block runs.
 
     Raises DatasetError where there is no index, a shard is not what the index says, or no sample is left.
     """
+    with open_parts(store, name) as parts:
+        yield Split(parts, np.arange(len(parts.rows.keys)))
+
+
+def decode_sample(where: str, key: str, parts: Mapping[str, bytes]) -> Sample:
+    """A sample of its files; `where` names it in messages. Raises DatasetError if they cannot be read."""
     try:
-        content = store.read(layout.index_json(name))
-    except MissingObject:
+        picture = decode(parts["input.jpg"], MAX_PIXELS)
+        mask = decode_mask(parts["mask.png"]).astype(np.uint8)
+        text, meta = parts["text.txt"].decode(), json.loads(parts["meta.json"])
+        known = draw_polygon(meta["overlap"], mask.shape)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{where}: cannot be read: {error}; rebuild the shard") from error
+    if mask.shape != picture.shape[:2]:
         raise DatasetError(
-            f"split {name!r} has no index in {store.describe(layout.index_json(name))}: "
-            "build the dataset first (`bananagrams build`)"
-        ) from None
-    index = json.loads(content)
-    shards = [shard for shard in index["shards"] if shard["samples"]]
-    with ExitStack() as stack:
-        tars = [str(stack.enter_context(store.local_path(shard["name"]))) for shard in shards]
-        entries: list[Entry] = []
-        for number, (tar, shard) in enumerate(zip(tars, shards, strict=True)):
-            found = scan(Path(tar), number)
-            if len(found) != shard["samples"]:
-                raise DatasetError(
-                    f"{store.describe(shard['name'])}: holds {len(found)} samples where its index says "
-                    f"{shard['samples']}; rebuild the index of split {name!r}"
-                )
-            entries += found
-        if not entries:
-            raise DatasetError(
-                f"split {name!r} holds no samples: its photographs all fell into other splits, or all its "
-                f"pairs were rejected; see the tables beside its shards, or change splits.{name}.ratio"
-            )
-        split = Split(name, tars, entries, digest_of_index(index))
-        try:
-            yield split
-        finally:
-            split.close()
-
-
-def digest_of_index(index: dict[str, Any]) -> str:
-    """16 hex digits over the contents of a split's shards."""
-    from ..config import digest_of
-
-    return digest_of([[shard["name"], shard["sha256"]] for shard in index["shards"]])
-
-
-def scan(tar: Path, number: int) -> list[Entry]:
-    """The samples of one tar, from its headers alone. Raises DatasetError if parts of a sample lack."""
-    samples: dict[str, dict[str, Place]] = {}
-    try:
-        with tarfile.open(tar) as file:
-            for member in file:
-                key, part = split_name(member.name)
-                place = Place(number, member.offset_data, member.size)
-                samples.setdefault(key, {})[part.partition(".")[0]] = place
-    except (tarfile.TarError, ValueError) as error:
-        raise DatasetError(f"{tar}: not a dataset shard: {error}") from error
-    for key, parts in samples.items():
-        if missing := {"input", "mask", "text", "meta"} - set(parts):
-            raise DatasetError(f"{tar}, sample {key}: has no {', '.join(sorted(missing))}; rebuild the shard")
-    return [
-        Entry(key, parts["input"], parts["mask"], parts["text"], parts["meta"])
-        for key, parts in samples.items()
-    ]
+            f"{where}: mask {mask.shape} and picture {picture.shape[:2]} differ in size; rebuild the shard"
+        )
+    return Sample(key, picture, mask, known, text, meta)
 
 
 def addresses(samples: int, batch: int, seed: int, step: int, rank: int, world: int) -> list[tuple[int, int]]:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from bananagrams_assets.config import AugmentSettings
+from bananagrams_assets.data.tables import SHARDS, write_table
 from bananagrams_assets.learn.dataset import (
     DatasetError,
     Steps,
@@ -19,8 +23,9 @@ from bananagrams_assets.learn.dataset import (
     loader,
     open_split,
 )
+from bananagrams_assets.learn.stream import stream_split
 
-from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile, sample_parts, shard
+from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile, sample_parts, write_shard
 
 
 @given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
@@ -139,14 +144,33 @@ def test_a_shard_that_is_not_what_its_index_says_is_named(tmp_path: Path) -> Non
         pass
 
 
-@pytest.mark.parametrize("missing", ["mask.png", "meta.json"])
-def test_a_sample_without_a_part_is_named(tmp_path: Path, missing: str) -> None:
+def test_a_table_that_does_not_say_where_samples_lie_is_named(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4})
-    parts = {f"train-{index:03d}": sample_parts(index, np.random.default_rng(0)) for index in range(2)}
-    del parts["train-001"][missing]
-    store.write("shards/train/train-00000.tar", shard(parts))
+    columns = {name: kind for name, kind in SHARDS.items() if not name.startswith("part_")}
+    write_table(store, "shards/train/train-00000.parquet", columns, [])
     with (
-        pytest.raises(DatasetError, match=f"sample train-001: has no {missing.split('.')[0]}"),
+        pytest.raises(DatasetError, match=r"train-00000.parquet: does not say where samples lie; build"),
+        open_split(store, "train"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("part", ["input.jpg", "mask.png", "text.txt", "meta.json"])
+def test_one_damaged_byte_is_an_error_that_names_shard_sample_and_part(tmp_path: Path, part: str) -> None:
+    store = make_dataset(tmp_path, {"train": 4})
+    damage(tmp_path / "shards/train/train-00000.tar", f"train-001.{part}")
+    with open_split(store, "train") as split:
+        assert split[0].key == "train-000"
+        with pytest.raises(DatasetError, match=rf"train-00000.tar, sample train-001: {part} is damaged"):
+            split[1]
+
+
+def test_a_shard_of_another_length_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 4})
+    with (tmp_path / "shards/train/train-00001.tar").open("ab") as file:
+        file.write(bytes(512))
+    with (
+        pytest.raises(DatasetError, match=r"train-00001.tar: has \d+ bytes where its index says"),
         open_split(store, "train"),
     ):
         pass
@@ -156,9 +180,90 @@ def test_a_broken_picture_names_its_sample(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4})
     parts = {f"train-{index:03d}": sample_parts(index, np.random.default_rng(0)) for index in range(2)}
     parts["train-001"]["input.jpg"] = b"no picture"
-    store.write("shards/train/train-00000.tar", shard(parts))
+    entry = write_shard(store, "train-00000", parts)
+    index = json.loads(store.read("index/train.json"))
+    index["shards"][0] = entry
+    store.write("index/train.json", json.dumps(index).encode())
     with (
         open_split(store, "train") as split,
         pytest.raises(DatasetError, match="sample train-001: cannot be read"),
     ):
         split[1]
+
+
+def test_samples_are_chosen_without_reading_them(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path)
+    for tar in (tmp_path / "shards/train").glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    with open_split(store, "train") as split:
+        assert len(split.where(verdicts=["global"])) == 3
+        assert len(split.where(min_confidence=0.7).where(verdicts=["local"])) == 9
+        assert len(split.where(edit_types=["Change an object's attribute"], scopes=["local"])) == 24
+        assert len(split.where(edit_types=["Remove an object"])) == 0
+
+
+def test_a_stream_gives_what_random_access_gives(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path)
+    with open_split(store, "train") as split:
+        for ours, theirs in (
+            (split, stream_split(store, "train")),
+            (split.where(min_confidence=0.7), stream_split(store, "train", min_confidence=0.7)),
+            (split.where(verdicts=["global"]), stream_split(store, "train", verdicts=["global"])),
+        ):
+            streamed = list(theirs)
+            assert [sample.key for sample in streamed] == [sample.key for sample in ours]
+            for one, other in zip(streamed, ours, strict=True):
+                assert one.text == other.text
+                assert one.meta == other.meta
+                for name in ("picture", "mask", "known"):
+                    assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_shuffled_stream_gives_each_sample_once_and_another_order_each_epoch(tmp_path: Path) -> None:
+    stream = stream_split(make_dataset(tmp_path), "train", shuffle=24, seed=1)
+    epochs = [[sample.key for sample in stream] for _ in range(2)]
+    assert [sorted(keys) for keys in epochs] == [[f"train-{number:03d}" for number in range(24)]] * 2
+    assert epochs[0] != epochs[1] != sorted(epochs[1])
+
+
+def test_a_stream_spreads_its_shards_over_loader_processes(tmp_path: Path) -> None:
+    stream = stream_split(make_dataset(tmp_path), "train")
+    keys = [sample.key for sample in DataLoader(stream, batch_size=None, num_workers=2)]
+    assert sorted(keys) == [f"train-{number:03d}" for number in range(24)]
+
+
+def test_an_undecoded_stream_is_one_of_webdataset_samples(tmp_path: Path) -> None:
+    stream = stream_split(make_dataset(tmp_path), "dev", decoded=False).compose(webdataset.to_tuple("text.txt"))
+    assert next(iter(stream)) == (b"Tint the left half.",)
+
+
+def test_a_stream_names_a_damaged_sample_before_it_is_used(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 8})
+    damage(tmp_path / "shards/train/train-00001.tar", "train-006.mask.png")
+    stream, seen = stream_split(store, "train"), []
+    with pytest.raises(DatasetError, match=r"train-00001.tar, sample train-006: mask.png is damaged"):
+        seen += [sample.key for sample in stream]
+    damage(tmp_path / "shards/train/train-00000.tar", "train-001.text.txt", -512)
+    with pytest.raises(DatasetError, match=r"train-00000.tar, sample train-001: is not as its table says"):
+        list(stream_split(store, "train"))
+
+
+def test_a_stream_notices_damage_where_no_part_lies(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 8})
+    path = tmp_path / "shards/train/train-00000.tar"
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        member = tar.getmember("train-000.text.txt")
+    data[member.offset_data + member.size + 3] ^= 1  # padding
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"train-00000.tar: its SHA-256 is not that of its index"):
+        list(stream_split(store, "train"))
+
+
+def damage(tar_file: Path, member: str, offset: int = 0) -> None:
+    """Flip one bit in the middle of a member, or `offset` bytes away from its beginning."""
+    data = bytearray(tar_file.read_bytes())
+    with tarfile.open(tar_file) as tar:
+        found = tar.getmember(member)
+    data[found.offset_data + (offset or found.size // 2)] ^= 1
+    tar_file.write_bytes(data)

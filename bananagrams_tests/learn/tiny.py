@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from bananagrams_assets.config import Profile
+from bananagrams_assets.data import layout
+from bananagrams_assets.data.samples import sample_writer
 from bananagrams_assets.data.store import Store, open_store
+from bananagrams_assets.data.tables import SHARDS, write_table
 from bananagrams_assets.profiles import load_profile
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 
@@ -54,17 +54,12 @@ def make_dataset(folder: Path, counts: Mapping[str, int] | None = None) -> Store
         shards = []
         for number in range(2):
             indices = range(number * count // 2, (number + 1) * count // 2)
-            name = f"shards/{split}/{split}-{number:05d}.tar"
-            data = shard({f"{split}-{index:03d}": sample_parts(index, rng) for index in indices})
-            store.write(name, data)
             shards.append(
-                {
-                    "shard": f"{split}-{number:05d}",
-                    "name": name,
-                    "samples": len(indices),
-                    "bytes": len(data),
-                    "sha256": hashlib.sha256(data).hexdigest(),
-                }
+                write_shard(
+                    store,
+                    f"{split}-{number:05d}",
+                    {f"{split}-{index:03d}": sample_parts(index, rng) for index in indices},
+                )
             )
         index_of_split = {"split": split, "samples": count, "shards": shards}
         store.write(f"index/{split}.json", json.dumps(index_of_split).encode())
@@ -100,13 +95,32 @@ def sample_parts(index: int, rng: np.random.Generator, overlap: Any = None) -> d
     }
 
 
-def shard(samples: Mapping[str, Mapping[str, bytes]]) -> bytes:
-    """A tar of samples in key order."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
+def write_shard(store: Store, shard: str, samples: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
+    """A tar of samples in key order and its table; returns the shard's entry in an index."""
+    rows = []
+    with sample_writer(store, layout.shard_tar(shard)) as tar:
         for key, parts in sorted(samples.items()):
             for part, data in parts.items():
-                header = tarfile.TarInfo(f"{key}.{part}")
-                header.size = len(data)
-                tar.addfile(header, io.BytesIO(data))
-    return file.getvalue()
+                tar.add(key, part, data)
+            rows.append({"key": key, "status": "written", **_row(parts["meta.json"]), **tar.places(key)})
+    write_table(store, layout.shard_table(shard), SHARDS, rows)
+    info = tar.file.info
+    return {
+        "shard": shard,
+        "name": layout.shard_tar(shard),
+        "samples": len(rows),
+        "bytes": info.bytes,
+        "sha256": info.sha256,
+    }
+
+
+def _row(meta_json: bytes) -> dict[str, Any]:
+    meta = json.loads(meta_json)
+    mask = meta["mask"]
+    return {
+        "edit_type": meta["edit_type"],
+        "scope": meta["scope"],
+        "verdict": "global" if mask["is_global"] else "local",
+        "area": mask["area"],
+        "confidence": mask["confidence"],
+    }
