@@ -268,7 +268,8 @@ class ShardSettings(Section):
 
     verdicts: tuple[str, ...] = Field(
         (),
-        description="files of verdicts saved from the pages, whose bad samples are left out: paths, or store:NAME",
+        description="files of verdicts saved from overlay pages, whose bad samples are left out: paths, or "
+        "store:NAME",
     )
     jpeg_quality: int = Field(95, ge=1, le=100, description="of input.jpg where it must be encoded")
     largest_side_px: int | None = Field(

@@ -6,9 +6,12 @@ import csv
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 ATTRIBUTION = "ATTRIBUTION.csv"
 """The list's name; its columns are `url`, `title` (or `photo`), `author` and `license`."""
+
+_BETWEEN = " · "
 
 
 def read_credits(database: sqlite3.Connection, number: int, folder: Path | None) -> Callable[[str], str]:
@@ -41,8 +44,36 @@ def read_credits(database: sqlite3.Connection, number: int, folder: Path | None)
     return credit
 
 
+class Credit(NamedTuple):
+    """Who made a photograph, under which licence, and where it is shown; "" for what is not known."""
+
+    title: str
+    author: str
+    licence: str
+    link: str
+
+
+def credit_line(credit: Credit) -> str:
+    """`A dune by Ann · CC BY 2.0 · https://…`, as records and samples carry it."""
+    title, author, licence, link = (" ".join(part.replace(_BETWEEN, " - ").split()) for part in credit)
+    by = f" by {author}" if author else ""
+    return _BETWEEN.join([f"{title or 'photograph'}{by}", *filter(None, (licence, link))])
+
+
+def read_credit(line: str, url: str) -> Credit:
+    """What a credit line says of a photograph that was asked for at `url`."""
+    first, *rest = line.split(_BETWEEN)
+    if first.startswith("photograph: "):  # of one of which only the address is known
+        return Credit("", "", "", url)
+    link = (
+        rest.pop()
+        if rest and rest[-1].startswith("http") and "//creativecommons.org/" not in rest[-1]
+        else url
+    )
+    title, by, author = first.rpartition(" by ")
+    return Credit(title if by else first, author if by else "", _BETWEEN.join(rest), link)
+
+
 def _credit(row: dict[str, str]) -> str:
-    title = row.get("title") or row.get("photo") or "photograph"
-    author = f" by {row['author']}" if row.get("author") else ""
-    licence = f", {row['license']}" if row.get("license") else ""
-    return f"{title}{author}{licence}, {row['url']}"
+    title = row.get("title") or row.get("photo") or ""
+    return credit_line(Credit(title, row.get("author", ""), row.get("license", ""), row["url"]))

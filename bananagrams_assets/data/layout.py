@@ -49,7 +49,15 @@ def index_json(split: str) -> str:
 
 
 def index_card(split: str) -> str:
-    return f"index/{split}.card.md"
+    return f"index/{split}/README.md"
+
+
+def index_picture(split: str) -> str:
+    return f"index/{split}/samples.jpg"
+
+
+def index_wids(split: str) -> str:
+    return f"index/{split}/wids.json"
 
 
 def index_attribution(split: str) -> str:

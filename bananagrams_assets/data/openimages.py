@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from ..config import FetchSettings, SourceSettings
 from ..profiles import home_folder
+from .credits import Credit, credit_line
 from .product import Say
 from .records import LOCAL, source_id
 from .sources import SourceError, latest
@@ -117,9 +118,8 @@ class Photographs:
         if row is None:
             return None
         image, rotation, title, author, licence, landing = row
-        by = f" by {author}" if author else ""
-        rest = "".join(f", {text}" for text in (licence, landing) if text)
-        credit = f"{title or 'photograph'}{by}{rest}" if title or by or rest else ""
+        known = Credit(title or "", author or "", licence or "", landing or "")
+        credit = credit_line(known) if any(known) else ""
         return Photograph(image.to_bytes(8, "big", signed=True).hex(), rotation, credit)
 
 

@@ -207,8 +207,8 @@ def _at_hand(store: Store, shard: dict[str, Any]) -> Path:
                 _fetch(store, shard, path)
     except OSError as error:
         raise DatasetError(
-            f"{path}: a copy of {store.describe(shard['name'])} cannot be kept: {error.strerror or error}; copies "
-            "of shards lie under DAGSTER_HOME"
+            f"{path}: a copy of {store.describe(shard['name'])} cannot be kept: {error.strerror or error}; "
+            "copies of shards lie under DAGSTER_HOME"
         ) from error
     return path
 
@@ -223,8 +223,8 @@ def _fetch(store: Store, shard: dict[str, Any], path: Path) -> None:
     if digest.hexdigest() != shard["sha256"]:
         partial.unlink()
         raise DatasetError(
-            f"{store.describe(shard['name'])}: its SHA-256 is not that of its index: it is damaged or was built "
-            f"again; build the shard, or the index of split {layout.split_of(shard['shard'])!r}, again"
+            f"{store.describe(shard['name'])}: its SHA-256 is not that of its index: it is damaged or was "
+            f"built again; build the shard, or the index of split {layout.split_of(shard['shard'])!r}, again"
         )
     for earlier in path.parent.glob(f"{shard['shard']}-*.tar"):
         earlier.unlink()

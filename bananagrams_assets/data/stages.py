@@ -59,7 +59,7 @@ _PAIR = ("manifest", "image_pairs", "aligned_pairs", "edit_masks")
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("manifest", "2", ("source", "splits"), per="whole"),
+        Stage("manifest", "3", ("source", "splits"), per="whole"),
         Stage("image_pairs", "2", ("fetch",), _PAIR[:1]),
         Stage("aligned_pairs", "1", ("align", "fetch.max_pixels"), _PAIR[1:2]),
         Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),

@@ -112,8 +112,8 @@ def write_table(
 ) -> FileInfo:
     """Write rows, in the order given, as parquet; what a row lacks is null.
 
-    `list` columns hold lists of float64, `list[str]` and `list[int]` columns lists of strings and integers. `notes` are kept with the
-    schema, see `read_notes`.
+    `list` columns hold lists of float64, `list[str]` and `list[int]` columns lists of strings and integers.
+    `notes` are kept with the schema, see `read_notes`.
     """
     remaining = iter(rows)
     batches = iter(lambda: list(islice(remaining, _BATCH)), [])

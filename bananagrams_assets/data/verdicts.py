@@ -38,7 +38,9 @@ def judged_bad(store: Store, profile: Profile, shard: str) -> dict[str, str]:
             if verdict not in ("good", "bad", ""):
                 raise VerdictError(f"{name}: {key}: the verdict is {verdict!r}; good or bad is expected")
             if verdict == "bad" and at in ("", shard):
-                bad.setdefault(str(key), []).append(f"judged bad by {reviewer}" + (f": {note}" if note else ""))
+                bad.setdefault(str(key), []).append(
+                    f"judged bad by {reviewer}" + (f": {note}" if note else "")
+                )
     return {key: "; ".join(reasons) for key, reasons in sorted(bad.items())}
 
 

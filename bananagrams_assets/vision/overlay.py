@@ -29,7 +29,9 @@ MAX_PATH = 6000
 def heat_map(difference: NDArray[np.float32]) -> RGB:
     """dE (H, W) as colours (H, W, 3), black at 0, brightest from BRIGHTEST_DE on."""
     scaled = np.clip(difference * (255 / BRIGHTEST_DE), 0, 255).astype(np.uint8)
-    return np.asarray(cv2.cvtColor(cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(
+        cv2.cvtColor(cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB), np.uint8
+    )
 
 
 def outline(mask: Mask, size: tuple[int, int]) -> str:

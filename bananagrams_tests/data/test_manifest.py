@@ -253,7 +253,7 @@ def test_photographers_are_credited(store: LocalStore, tmp_path: Path) -> None:
     profile = profile_of(write_manifest(tmp_path, records))
     build(store, profile)
     assert sorted(row["attribution"] for row in rows(store, profile)) == [
-        "A dune by Ann, CC BY 2.0, https://photos.example.org/1_o.jpg",
+        "A dune by Ann · CC BY 2.0 · https://photos.example.org/1_o.jpg",
         "photograph: https://photos.example.org/2_o.jpg",
     ]
 

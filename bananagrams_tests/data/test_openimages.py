@@ -85,7 +85,7 @@ def build(folder: Path, profile: Profile) -> list[dict[str, Any]]:
 
 def test_a_photograph_is_known_by_its_url(tmp_path: Path) -> None:
     path = write_list(tmp_path / "list.csv", [row(1), row(2, Rotation="90.0"), row(3)])
-    assert known(path, flickr(2)) == Photograph(f"{2:016x}", 90, f"A dune, 2 by Ann, {BY}, {landing(2)}")
+    assert known(path, flickr(2)) == Photograph(f"{2:016x}", 90, f"A dune, 2 by Ann · {BY} · {landing(2)}")
     assert known(path, flickr(4)) is None
 
 
@@ -135,7 +135,7 @@ def test_what_the_list_does_not_say_is_left_out(tmp_path: Path) -> None:
     path = write_list(tmp_path / "list.csv", [row(1, Title="", License="", Author=" A\n B ")])
     found = known(path, flickr(1))
     assert found is not None
-    assert found.attribution == f"photograph by A B, {landing(1)}"
+    assert found.attribution == f"photograph by A B · {landing(1)}"
 
 
 def test_bad_rows_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_known_photograph_gives_its_name_its_places_and_its_author(tmp_path: P
     assert found["source_id"] == f"{1:016x}"
     assert found["input_candidates"] == [f"{MIRROR}{1:016x}.jpg", flickr(1)]
     assert found["rotation"] == 90
-    assert found["attribution"] == f"A dune, 1 by Ann, {BY}, {landing(1)}"
+    assert found["attribution"] == f"A dune, 1 by Ann · {BY} · {landing(1)}"
 
 
 def test_a_photograph_that_no_place_has_is_a_reject(tmp_path: Path) -> None:

@@ -240,8 +240,14 @@ def test_the_index_tells_what_a_split_holds(built: Built) -> None:
     assert profile.source.license in card
     credits = store.read(layout.index_attribution("train")).decode().splitlines()
     assert len(credits) == 5
+    assert credits[0] == "source_id,samples,title,author,license,link,dataset_license"
+    assert all("https://photos.example.org/" in line for line in credits[1:])
+    assert index["alignment"] == {
+        "pairs": 5, "aligned": 4, "by_edit_type": {"Remove an existing object": {"pairs": 5, "aligned": 4}},
+    }  # fmt: skip
     assert set(product.files) == {
-        layout.index_json("train"), layout.index_card("train"), layout.index_attribution("train")
+        layout.index_json("train"), layout.index_card("train"), layout.index_attribution("train"),
+        layout.index_picture("train"), layout.index_wids("train"),
     }  # fmt: skip
 
 
@@ -262,13 +268,23 @@ def test_an_empty_shard_passes_through_every_stage(tmp_path: Path) -> None:
 
 def test_overlays_show_masks_and_name_what_was_lost(built: Built) -> None:
     store, _, products = built
-    page = store.read(layout.overlays_page(SHARD)).decode()
-    keys = {row["key"] for row in read_table(store, layout.manifest_table(SHARD))}
-    assert all(key in page for key in keys)
-    assert "not a picture" in page
+    rows = {
+        int(row["key"].split("-")[1]): row
+        for row in rows_of(store.read(layout.overlays_page(SHARD)).decode())
+    }
+    assert sorted(rows) == [0, 1, 2, 3, 4, 5]
+    assert {number: row["panels"] for number, row in rows.items() if row["picture"]} == {
+        0: 3,
+        1: 3,
+        2: 3,
+        3: 2,
+        5: 3,
+    }
+    assert (rows[4]["picture"], rows[4]["mask"]) == ("", "rejected")
+    assert "not a picture" in rows[4]["reason"]
     names = store.list(f"overlays/{SHARD}/pictures/")
-    assert len(names) == 6  # five pairs, and one picture for all that have none
-    assert set(names) < set(products["overlays"].files) == set(store.list(f"overlays/{SHARD}/"))
+    assert len(names) == 5
+    assert set(names) < set(products["overlays"].files) == set(store.list("overlays/"))
     assert (products["overlays"].stats["masks"], products["overlays"].stats["rejected"]) == (4, 2)
 
 
@@ -289,14 +305,19 @@ def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
     store, profile, _ = built
     tar = Path(store.describe(layout.shard_tar(SHARD)))
     extract_shard(tar, tmp_path / "plain")
-    pages = [
-        draw_overlays_of(path, tmp_path / name, profile.overlays)
-        for name, path in (("a", tar), ("b", tmp_path / "plain"))
-    ]
-    for page in pages:
-        assert page.read_text(encoding="utf-8").count("<article") == 4
+    pages = [draw_overlays_of(path, tmp_path / "pages", profile) for path in (tar, tmp_path / "plain")]
+    assert [page.parent.name for page in pages] == [SHARD, "plain"]
+    for page, panels in zip(pages, (3, 1), strict=True):  # only a shard in its store has the edited pictures
+        found = rows_of(page.read_text(encoding="utf-8"))
+        assert [row["panels"] for row in found] == [panels] * 4
+        assert [row["confidence"] for row in found] == sorted(row["confidence"] for row in found)
         assert len(list((page.parent / "pictures").iterdir())) == 4
-        assert (page.parent / "sheet.jpg").is_file()
+        for row in found:
+            picture = Image.open(page.parent / row["picture"])
+            assert picture.size == (panels * row["width"], row["height"])
+            assert row["outline"].startswith("M")
+    contents = (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert f'const names = ["plain", "{SHARD}"];' in contents
 
 
 def test_a_broken_sample_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
@@ -308,13 +329,23 @@ def test_a_broken_sample_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
     files = {"a.input.jpg": photo, "b.input.jpg": photo, "b.mask.png": mask.getvalue(), "c.meta.json": b"{"}
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    page = draw_overlays_of(folder, tmp_path / "out", profile.overlays).read_text(encoding="utf-8")
-    assert "no mask.png in this sample" in page
-    assert "the mask is 10 x 10, the photograph 192 x 144" in page
+    page = draw_overlays_of(folder, tmp_path / "out", profile).read_text(encoding="utf-8")
+    reasons = {row["key"]: row["reason"] for row in rows_of(page)}
+    assert reasons["a"] == "no mask.png in this sample"
+    assert reasons["b"] == "the mask is 10 x 10, the photograph 192 x 144"
+    assert reasons["c"].startswith("meta.json cannot be read: ")
+    assert {row["mask"] for row in rows_of(page)} == {"rejected"}
+
+
+def rows_of(page: str) -> list[dict[str, Any]]:
+    """The samples that a page was given, in its order."""
+    start = '<script id="rows" type="application/json">'
+    found: list[dict[str, Any]] = json.loads(page.partition(start)[2].partition("</script>")[0])
+    return found
 
 
 def test_what_is_no_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "notes.tar"
     path.write_text("not a tar at all")
     with pytest.raises(SampleError, match=r"notes\.tar: not a whole tar"):
-        draw_overlays_of(path, tmp_path / "out", one_shard("unused.jsonl").overlays)
+        draw_overlays_of(path, tmp_path / "out", one_shard("unused.jsonl"))

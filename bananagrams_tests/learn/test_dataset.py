@@ -233,7 +233,9 @@ def test_a_stream_spreads_its_shards_over_loader_processes(tmp_path: Path) -> No
 
 
 def test_an_undecoded_stream_is_one_of_webdataset_samples(tmp_path: Path) -> None:
-    stream = stream_split(make_dataset(tmp_path), "dev", decoded=False).compose(webdataset.to_tuple("text.txt"))
+    stream = stream_split(make_dataset(tmp_path), "dev", decoded=False).compose(
+        webdataset.to_tuple("text.txt")
+    )
     assert next(iter(stream)) == (b"Tint the left half.",)
 
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,14 +15,16 @@ from PIL import Image, ImageFont
 from bananagrams_assets.vision.overlay import (
     GAP_PX,
     LABEL_PX,
+    MAX_PATH,
     TINT,
+    outline,
     preview_jpeg,
     sheet,
     shortened,
     strip,
     tinted,
 )
-from bananagrams_assets.vision.page import PageRow, render_page
+from bananagrams_assets.vision.page import LEAST, PageRow, render_contents, render_page, render_summary
 from bananagrams_tests.vision.pictures import box, textured
 
 
@@ -90,52 +96,78 @@ def test_a_preview_that_cannot_fit_says_so() -> None:
         preview_jpeg(textured(2), 10)
 
 
+def test_an_outline_follows_the_mask_and_its_holes() -> None:
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 10:50] = True
+    mask[15:25, 20:40] = False
+    path = outline(mask, (60, 40))
+    assert path.count("M") == path.count("Z") == 2
+    assert iou(redrawn(path, (60, 40)), mask) > 0.9
+    assert iou(redrawn(outline(mask, (30, 20)), (30, 20)), mask[::2, ::2]) > 0.85
+    assert outline(np.zeros((4, 4), bool), (4, 4)) == ""
+
+
+def test_the_outline_of_a_ragged_mask_stays_short() -> None:
+    mask = textured(3, 512, 512)[..., 0] > 120
+    assert 0 < len(outline(mask, (512, 512))) <= MAX_PATH
+
+
+def redrawn(path: str, size: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """SVG path data filled by the even-odd rule."""
+    contours = [
+        np.array([point.split() for point in part.rstrip("Z").split("L")], np.float64) - 0.5
+        for part in path.split("M")[1:]
+    ]
+    canvas = np.zeros((size[1], size[0]), np.uint8)
+    cv2.fillPoly(canvas, [np.round(contour).astype(np.int32) for contour in contours], 1)
+    return canvas > 0
+
+
+def iou(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    return float((one & other).sum() / (one | other).sum())
+
+
 def row(**changes: object) -> PageRow:
     values: dict[str, object] = {
         "key": "sft-1-0a1b2c3d",
-        "picture": "pictures/sft-1-0a1b2c3d.jpg",
-        "instruction": "Remove the flag.",
-        "edit_type": "Remove an existing object",
-        "verdict": "local",
+        "text": "Remove the flag.",
+        "type": "Remove an existing object",
+        "scope": "local",
+        "mask": "local",
         "confidence": 0.87,
         "area": 0.123,
         "source": "https://example.org/a.jpg",
         "split": "train",
+        "shard": "train-00000",
     }
     return PageRow(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def test_the_page_escapes_what_people_wrote() -> None:
-    evil = "<script>alert(1)</script>"
-    page = render_page(evil, [row(instruction=evil, edit_type='"><img src=x>', source=evil, key="a\"'<b>")])
-    assert "<script>alert" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "<img src=x>" not in page
-    assert page.count("<script>") == 1
+EVIL = '</script><img src=x onerror="alert(1)"><!--'
 
 
-def test_a_link_cannot_be_a_script() -> None:
-    page = render_page("t", [row(picture="javascript:alert(1)")])
-    assert 'href="javascript:' not in page
+def test_what_people_wrote_reaches_no_page_as_markup() -> None:
+    rows = [row(text=EVIL, type=EVIL, source=EVIL, key=EVIL, reason=EVIL, picture=EVIL)]
+    for page in (render_page(EVIL, EVIL, rows, "../index.html"), render_contents(EVIL, [EVIL])):
+        assert "<img src=x" not in page
+        assert page.count("</script>") == page.count("<script")
+        assert "<!--" not in page
+    assert EVIL in json.loads(render_summary(EVIL, "train", {}, rows)[len("bananagrams(") : -3])["name"]
 
 
-def test_the_page_shows_each_sample_and_counts_on_top() -> None:
-    rows = [row(), row(key="b", verdict="global", confidence=0.3), row(key="c", verdict="local")]
-    page = render_page("train-00000", rows)
-    assert page.count('loading="lazy"') == 3
-    for text in (
-        "<b>3</b> samples",
-        "<b>2</b> local",
-        "<b>1</b> global",
-        "<b>1</b> below 50%",
-        "12.3%",
-        "87%",
+def test_pages_ask_for_nothing_from_elsewhere() -> None:
+    for page in (
+        render_page("t", "train-00000", [row(source="here")]),
+        render_contents("t", ["train-00000"]),
     ):
-        assert text in page
-    assert 'src="pictures/sft-1-0a1b2c3d.jpg"' in page
-    assert "http://" not in page.replace("https://example.org", "")
-    assert "//cdn" not in page
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|//cdn|@import|url\(", page)
 
 
-def test_a_page_of_nothing_says_so() -> None:
-    assert "No samples to show." in render_page("empty", [])
+def test_a_summary_brings_the_first_masks_that_have_a_picture() -> None:
+    rows = [row(key=f"k{number}", picture="p.jpg") for number in range(40)]
+    rows = [row(key="lost", mask="rejected", picture="p.jpg"), row(key="unseen"), *rows]
+    content = json.loads(
+        render_summary("train-00000", "train", {"masks": 41}, rows)[len("bananagrams(") : -3]
+    )
+    assert (content["samples"], content["masks"]) == (42, 41)
+    assert [found["key"] for found in content["least"]] == [f"k{number}" for number in range(LEAST)]
