@@ -192,7 +192,6 @@ def _front_matter(index: dict[str, Any]) -> str:
     files = [_TO_SHARDS + shard["name"] for shard in index["shards"] if shard["samples"]]
     content = {
         "license": "other",
-        "license_name": index["license"],
         "task_categories": ["image-segmentation"],
         "configs": [{"config_name": "default", "data_files": [{"split": index["split"], "path": files}]}],
         "dataset_info": {"features": features},
