@@ -19,6 +19,7 @@ from .product import HashingWriter, hashing_writer
 from .store import Store
 
 _COPY = 2**24
+_READ = 2**18
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
 
 
@@ -104,14 +105,15 @@ class _Tail:
 
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
-        self.last = (self.last + data)[-1024:]
+        self.last = data[-1024:] if len(data) >= 1024 else (self.last + data)[-1024:]
         return data
 
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
     tail = _Tail(file)
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", tail), mode="r|") as tar:
+        # By default tarfile reads 10 KB at a time.
+        with tarfile.open(fileobj=cast("IO[bytes]", tail), mode="r|", bufsize=_READ) as tar:
             for member in tar:
                 key, part = split_name(member.name)
                 content = tar.extractfile(member) if member.isreg() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from . import layout
 from .masks import with_masks
 from .product import Product, Say
 from .samples import Sample, SampleWriter, read_samples, sample_writer
+from .stages import STAGES
 from .store import Store
 from .summary import by_edit_type, counts, histogram, median, reasons
 from .tables import SHARDS, by_key, read_table, write_table
@@ -52,7 +54,8 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
 
     `input.jpg` is the stored picture itself if that is an upright RGB JPEG of no more than
     `shards.largest_side_px`; otherwise it is encoded anew, and mask, homography and overlap are brought
-    to its size. Raises StoreError, SampleError.
+    to its size. With `shards.untouched` it is always the picture as it was received, and what cannot go in
+    like that is dropped. Raises StoreError, SampleError.
     """
     tables = _Rows(
         by_key(read_table(store, layout.manifest_table(shard))),
@@ -89,9 +92,11 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
 
 
 def dataset_digest(profile: Profile) -> str:
-    """16 hex digits over the settings that shape a sample's files."""
-    sections = (profile.fetch, profile.align, profile.mask, profile.shards)
-    return digest_of([section.digest() for section in sections])
+    """16 hex digits over the settings that shape a sample's files.
+
+    They are the settings that make a shard stale: a sample never tells of others than it was made with.
+    """
+    return digest_of(STAGES["shards"].settings(profile))
 
 
 def _pack(
@@ -103,7 +108,9 @@ def _pack(
     size = mask.shape[1], mask.shape[0]
     side = profile.shards.largest_side_px
     now = fitted_size(size, side) if side is not None else size
-    if now != size or not is_plain_jpeg(data):
+    if profile.shards.untouched:
+        _refuse_touched(data, now != size, tables.pairs[pair.key]["sha256_input"])
+    elif now != size or not is_plain_jpeg(data):
         rgb = decode(data, profile.fetch.max_pixels)
         data = encode_jpeg(_resized(rgb, now), profile.shards.jpeg_quality)
     mask = _resized_mask(mask, now)
@@ -117,6 +124,16 @@ def _pack(
     )
     for part, content in zip(PARTS, contents, strict=True):
         tar.add(pair.key, part, content)
+
+
+def _refuse_touched(data: bytes, is_larger: bool, received: str) -> None:
+    """Raise PictureError for a stored picture that cannot be shipped as it was received."""
+    if is_larger:
+        raise PictureError("untouched: it is larger than shards.largest_side_px")
+    if not is_plain_jpeg(data):
+        raise PictureError("untouched: it is no upright RGB JPEG and would have to be encoded")
+    if hashlib.sha256(data).hexdigest() != received:
+        raise PictureError("untouched: it was fitted to fetch.largest_side_px when it was fetched")
 
 
 def is_plain_jpeg(data: bytes) -> bool:
