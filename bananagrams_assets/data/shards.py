@@ -40,6 +40,14 @@ PARTS = ("input.jpg", "mask.png", "text.txt", "summary.txt", "meta.json")
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Where a sample's first header lies in the tar, and the SHA-256 of each of its parts, in order."""
+
+    offset: int
+    sha256: list[str]
+
+
+@dataclass(frozen=True)
 class _Rows:
     """A shard's tables, by key."""
 
@@ -65,7 +73,7 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
     )
     config_digest = dataset_digest(profile)
     failures: dict[str, str] = {}
-    written: set[str] = set()
+    written: dict[str, _Place] = {}
     with (
         store.open(layout.pairs_tar(shard)) as pairs,
         store.open(layout.masks_tar(shard)) as masks,
@@ -75,11 +83,10 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
             if mask is None or pair.key not in tables.records or pair.key not in tables.aligned:
                 continue
             try:
-                _pack(tar, pair, mask, tables, profile, config_digest)
+                written[pair.key] = _pack(tar, pair, mask, tables, profile, config_digest)
             except PictureError as error:
                 failures[pair.key] = str(error)
                 continue
-            written.add(pair.key)
             if len(written) % 200 == 0:
                 say(f"{shard}: {len(written)} samples written")
     rows = [_row(key, tables, written, failures) for key in sorted(tables.records)]
@@ -101,7 +108,7 @@ def dataset_digest(profile: Profile) -> str:
 
 def _pack(
     tar: SampleWriter, pair: Sample, mask_png: bytes, tables: _Rows, profile: Profile, config_digest: str
-) -> None:
+) -> _Place:
     record = tables.records[pair.key]
     data = pair.part("input") or b""
     mask = decode_mask(mask_png)
@@ -122,8 +129,10 @@ def _pack(
         record["summary"].encode(),
         json.dumps(meta, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode(),
     )
+    place = _Place(tar.file.tell(), [hashlib.sha256(content).hexdigest() for content in contents])
     for part, content in zip(PARTS, contents, strict=True):
         tar.add(pair.key, part, content)
+    return place
 
 
 def _refuse_touched(data: bytes, is_larger: bool, received: str) -> None:
@@ -198,7 +207,9 @@ def _meta(
     }
 
 
-def _row(key: str, tables: _Rows, written: set[str], failures: Mapping[str, str]) -> dict[str, Any]:
+def _row(
+    key: str, tables: _Rows, written: Mapping[str, _Place], failures: Mapping[str, str]
+) -> dict[str, Any]:
     record, mask = tables.records[key], tables.masks.get(key)
     stage, reason = ("", "") if key in written else _dropped(key, tables, failures)
     return {
@@ -214,6 +225,8 @@ def _row(key: str, tables: _Rows, written: set[str], failures: Mapping[str, str]
         "confidence": mask["confidence"] if mask else 0.0,
         "source_id": record["source_id"],
         "attribution": record["attribution"],
+        "offset": written[key].offset if key in written else None,
+        "sha256": written[key].sha256 if key in written else [],
     }
 
 

@@ -94,6 +94,8 @@ SHARDS = {
     "confidence": float,
     "source_id": str,
     "attribution": str,
+    "offset": int,
+    "sha256": list[str],
 }
 
 _BATCH = 4096
