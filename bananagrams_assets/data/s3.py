@@ -220,12 +220,16 @@ class S3Store(RunView):
 
         `content` gives its bytes, or is the file that holds more than one request can.
         """
+        if expected is not None and self._holds(name, sha256):
+            self.note(name, str(self._head(name)["ETag"]))
+            return
         for _ in range(_RACES):
             condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
             if self._plain.is_set():
                 condition = {}
                 if self._now(name) not in (None, expected):
-                    return self._settle(name, sha256, size)
+                    self._settle(name, sha256, size)
+                    return
             exceptions = _botocore_exceptions()
             try:
                 if isinstance(content, int):
@@ -243,13 +247,14 @@ class S3Store(RunView):
                 elif code in _CHANGED or (code in _MISSING and expected is not None):
                     # A request that was answered, but whose answer was lost, finds its own object here too.
                     if self._now(name) is not None:
-                        return self._settle(name, sha256, size)
+                        self._settle(name, sha256, size)
+                        return
                     expected = None
                 elif code not in _RACING:
                     raise
                 continue
             self.note(name, etag)
-            return None
+            return
         raise Conflict(f"{self.describe(name)}: other writers come in between again and again")
 
     def _now(self, name: str) -> str | None:

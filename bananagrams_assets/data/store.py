@@ -8,7 +8,8 @@ commit is **create-or-same**. A writer may put its object in the place of what i
 what was there when it began (`create`), or when its whole run began (`for_run`), be it nothing. Where
 something else stands there by now, the same bytes are fine and are left as they are, and other bytes
 are a Conflict that names both. So a rebuild replaces what is stale, which it has seen, while a writer
-that was overtaken cannot undo what came after it. A name that was deleted meanwhile is written.
+that was overtaken cannot undo what came after it. A name that was deleted meanwhile is written. What has
+these bytes already is never touched.
 
 - A folder: comparing and renaming happen under a lock of the folder (flock; a file system that has no
   such lock leaves a gap of microseconds between the two).
@@ -400,11 +401,12 @@ def _commit(temporary: Path, path: Path, expected: str | None) -> str | None:
     try:
         with suppress(OSError):
             fcntl.flock(folder, fcntl.LOCK_EX)
-        if (now := _version(path)) not in (None, expected):
-            if not filecmp.cmp(temporary, path, shallow=False):
+        if (now := _version(path)) is not None:
+            if filecmp.cmp(temporary, path, shallow=False):
+                temporary.unlink()
+                return now
+            if now != expected:
                 raise conflict(str(path), _told_of(path), _told_of(temporary))
-            temporary.unlink()
-            return now
         temporary.replace(path)
         os.fsync(folder)
         return _version(path)
