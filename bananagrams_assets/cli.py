@@ -330,6 +330,39 @@ def validate(
 
 
 @main.command()
+@click.argument("store_or_folder", required=False)
+@click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default=True,
+              help="Shards read at once.")  # fmt: skip
+@profile_options
+def verify(
+    store_or_folder: str | None, workers: int,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Read a dataset back, wherever it lies, and say what is broken: shard, sample, bytes.
+
+    STORE_OR_FOLDER is a store, any folder or s3:// prefix with shards (tar files), or an extracted folder;
+    without it, the profile's store. Ends with 1 if anything is broken.
+
+    \b
+    bananagrams verify s3://bucket/prefix
+    bananagrams verify /media/usb/dataset
+    """
+    loaded = configure(profile, store, settings)
+    from .data.store import open_store
+    from .data.verify import verify as read_all
+
+    verdict = read_all(open_store(store_or_folder or default_store(loaded.profile)), workers, click.echo)
+    for fault in verdict.faults:
+        click.echo(f"{fault}")
+    click.echo(
+        f"{verdict.shards} shards, {verdict.samples:,} samples, {verdict.bytes / 1e6:,.1f} MB: "
+        + (f"{len(verdict.faults)} faults" if verdict.faults else "nothing is broken")
+    )
+    if verdict.faults:
+        raise SystemExit(1)
+
+
+@main.command()
 @click.option("--photos", type=click.Path(exists=True, file_okay=False),
               help="Folder of photographs; without it, those that come with our dependencies.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), help="Pairs to make.")

@@ -275,6 +275,11 @@ class ShardSettings(Section):
     largest_side_px: int | None = Field(
         None, ge=64, description="fit input.jpg to this longest side; null: the input's size"
     )
+    untouched: bool = Field(
+        False,
+        description="ship only photographs whose bytes can go in as they were received; one that would have "
+        "to be encoded is dropped with its reason",
+    )
 
 
 class OverlaySettings(Section):
@@ -407,10 +412,16 @@ class AutomationSettings(Section):
 
 
 class StoreSettings(Section):
+    """Where files are kept. None of this changes what is in them."""
+
     url: str | None = Field(
         None,
         min_length=1,
         description="a folder or s3://bucket/prefix; null: under DAGSTER_HOME or .bananagrams",
+    )
+    may_be_public: bool = Field(
+        False,
+        description="write even where anybody can read; data derived from most sources may not go there",
     )
 
 

@@ -76,6 +76,22 @@ def overlays_picture(shard: str, key: str) -> str:
     return f"overlays/{shard}/pictures/{key}.jpg"
 
 
+def outputs(asset: str, partition: str) -> tuple[str, ...]:
+    """Prefixes of all that a partition of an asset leaves in the store, its receipt included."""
+    receipts = f"receipts/{asset}/{partition}."
+    if asset == "manifest":
+        return "manifest/", "receipts/manifest/"
+    if asset in ("image_pairs", "aligned_pairs", "edit_masks"):
+        return f"{asset}/{partition}.", receipts
+    if asset == "shards":
+        return f"shards/{split_of(partition)}/{partition}.", receipts
+    if asset == "validation_overlays":
+        return f"overlays/{partition}/", receipts
+    if asset == "split_index":
+        return f"index/{partition}", receipts
+    return (receipts,)
+
+
 def receipt(asset: str, partition: str) -> str:
     return f"receipts/{asset}/{partition}.json"
 

@@ -71,6 +71,9 @@ def with_masks(pairs: Iterator[Sample], masks: Iterator[Sample]) -> Iterator[tup
         while mask is not None and mask.key < pair.key:
             mask = next(masks, None)
         yield pair, mask.parts[MASK_PART] if mask is not None and mask.key == pair.key else None
+    # What is wrong with a file may be known only at its end.
+    for _ in masks:
+        continue
 
 
 def _row(key: str, found: EditMask) -> dict[str, Any]:

@@ -6,7 +6,7 @@ times and in random order: from S3 each tar is therefore fetched once, in one se
 its SHA-256 and kept under DAGSTER_HOME for every later epoch, run and process of this machine. Ranged reads
 of the bucket would cost a round trip a sample in each epoch, and would leave the GPU waiting for them.
 
-Each part is compared with its CRC-32 as it is read: a damaged byte is an error with the sample's name.
+Each part is compared with its SHA-256 as it is read: a damaged byte is an error with the sample's name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
-import zlib
+import tarfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from .shards import PARTS
 from .store import LocalStore, MissingObject, Store
 
 CLASSES = ("edit_type", "category", "scope", "verdict")
-_COLUMNS = ("key", *CLASSES, "area", "confidence", "part_offsets", "part_bytes", "part_crc32")
+_COLUMNS = ("key", *CLASSES, "area", "confidence", "offset", "part_bytes", "sha256")
 
 
 class DatasetError(RuntimeError):
@@ -44,7 +44,8 @@ class ShardRows:
     """A shard's samples as its table tells of them, a row each, in the order of the tar.
 
     `keys` and each of `classes` (by column): str objects (N,); `area`, `confidence`: float64 (N,), 0..1;
-    `offsets`, `sizes` in bytes and `checks` (CRC-32): int64 (N, 5), a column for each of PARTS.
+    `offsets` in the tar and `sizes`, in bytes: int64 (N, 5), a column for each of PARTS, as in `digests`, the
+    SHA-256 of each, bytes (N, 5, 32) as uint8.
     """
 
     keys: npt.NDArray[Any]
@@ -53,7 +54,7 @@ class ShardRows:
     confidence: npt.NDArray[np.float64]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
-    checks: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.uint8]
 
     def chosen(
         self,
@@ -69,6 +70,10 @@ class ShardRows:
             if wanted:
                 kept &= np.isin(self.classes[column], list(wanted))
         return np.flatnonzero(kept)
+
+    def is_whole(self, row: int, part: str, data: bytes) -> bool:
+        """Whether these are the bytes that were written as a part of a row."""
+        return hashlib.sha256(data).digest() == self.digests[row, PARTS.index(part)].tobytes()
 
 
 def read_index(store: Store, split: str) -> dict[str, Any]:
@@ -104,23 +109,23 @@ def read_rows(store: Store, shard: dict[str, Any]) -> ShardRows:
             f"{store.describe(shard['name'])}: holds {table.num_rows} samples where its index says "
             f"{shard['samples']}; rebuild the index of split {layout.split_of(shard['shard'])!r}"
         )
-    numbers = {
-        column: table.column(column).combine_chunks().flatten().to_numpy().reshape(-1, len(PARTS))
-        for column in ("part_offsets", "part_bytes", "part_crc32")
-    }
+    sizes = _flat(table.column("part_bytes")).to_numpy().reshape(-1, len(PARTS))
+    digests = bytes.fromhex("".join(_flat(table.column("sha256")).to_pylist()))
     return ShardRows(
         _strings(table.column("key")),
         {column: _strings(table.column(column)) for column in CLASSES},
         table.column("area").to_numpy(),
         table.column("confidence").to_numpy(),
-        numbers["part_offsets"], numbers["part_bytes"], numbers["part_crc32"],
-    )  # fmt: skip
+        _offsets(table.column("offset").to_numpy(), sizes),
+        sizes,
+        np.frombuffer(digests, np.uint8).reshape(-1, len(PARTS), 32),
+    )
 
 
 def damaged(place: str, key: str, part: str) -> DatasetError:
     """The error for a part that is not what was written."""
     return DatasetError(
-        f"{place}, sample {key}: {part} is damaged: its CRC-32 is not that of what was written; "
+        f"{place}, sample {key}: {part} is damaged: its SHA-256 is not that of what was written; "
         "build the shard again"
     )
 
@@ -144,7 +149,7 @@ class SplitParts:
             self._files[mine] = os.open(self._tars[tar], os.O_RDONLY)
         size, offset = int(self.rows.sizes[row, column]), int(self.rows.offsets[row, column])
         data = os.pread(self._files[mine], size, offset)
-        if zlib.crc32(data) != self.rows.checks[row, column] or len(data) != size:
+        if not self.rows.is_whole(row, part, data):
             raise damaged(self._tars[tar], self.rows.keys[row], part)
         return data
 
@@ -232,12 +237,26 @@ def _fetch(store: Store, shard: dict[str, Any], path: Path) -> None:
 
 
 def _joined(found: list[ShardRows]) -> ShardRows:
-    names = ("keys", "area", "confidence", "offsets", "sizes", "checks")
+    names = ("keys", "area", "confidence", "offsets", "sizes", "digests")
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(rows, name) for rows in found]) for name in names
     }
     classes = {name: np.concatenate([rows.classes[name] for rows in found]) for name in CLASSES}
     return ShardRows(classes=classes, **columns)
+
+
+def _offsets(first: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where the parts (N, 5) of samples lie whose first headers lie at `first` (N,).
+
+    A header is a block of 512 bytes, and contents are filled up to whole blocks (POSIX.1-1988, ustar).
+    """
+    block = tarfile.BLOCKSIZE
+    taken = block + -(-sizes // block) * block
+    return first[:, None] + np.cumsum(taken, axis=1) - taken + block
+
+
+def _flat(column: Any) -> Any:
+    return column.combine_chunks().flatten()
 
 
 def _strings(column: Any) -> npt.NDArray[Any]:

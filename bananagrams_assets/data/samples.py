@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from .product import HashingWriter, hashing_writer
 from .store import Store
 
 _COPY = 2**24
+_READ = 2**18
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
 
 
@@ -72,8 +72,6 @@ class SampleWriter:
         self._tar = tarfile.TarFile(
             fileobj=cast("IO[bytes]", file), mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPY
         )
-        self._key = ""
-        self._places: list[tuple[int, int, int]] = []
 
     def add(self, key: str, part: str, data: bytes) -> None:
         """Append `<key>.<part>`. Raises SampleError for an unsafe name."""
@@ -81,23 +79,9 @@ class SampleWriter:
         split_name(name)
         header = tarfile.TarInfo(name)
         header.size, header.mode, header.mtime = len(data), 0o644, 0
-        if key != self._key:
-            self._key, self._places = key, []
-        self._places.append((self.file.tell() + tarfile.BLOCKSIZE, len(data), zlib.crc32(data)))
         self._tar.addfile(header, io.BytesIO(data))
         # tarfile remembers every header; a shard may hold any number.
         self._tar.members.clear()  # type: ignore[attr-defined]
-
-    def places(self, key: str) -> dict[str, list[int]]:
-        """Where the parts of the sample that was added last lie, as columns of a shard's table.
-
-        In the order they were added: `part_offsets` (their first bytes in the tar), `part_bytes` (their
-        lengths) and `part_crc32` (their CRC-32, by which a reader knows a damaged one).
-        """
-        if key != self._key:
-            raise ValueError(f"{key} is not the sample that was added last")
-        offsets, lengths, checks = (list(column) for column in zip(*self._places, strict=True))
-        return {"part_offsets": offsets, "part_bytes": lengths, "part_crc32": checks}
 
     def close(self) -> None:
         self._tar.close()
@@ -121,14 +105,15 @@ class _Tail:
 
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
-        self.last = (self.last + data)[-1024:]
+        self.last = data[-1024:] if len(data) >= 1024 else (self.last + data)[-1024:]
         return data
 
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
     tail = _Tail(file)
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", tail), mode="r|") as tar:
+        # By default tarfile reads 10 KB at a time.
+        with tarfile.open(fileobj=cast("IO[bytes]", tail), mode="r|", bufsize=_READ) as tar:
             for member in tar:
                 key, part = split_name(member.name)
                 content = tar.extractfile(member) if member.isreg() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from . import layout
 from .masks import with_masks
 from .product import Product, Say
 from .samples import Sample, SampleWriter, read_samples, sample_writer
+from .stages import STAGES
 from .store import Store
 from .summary import by_edit_type, counts, histogram, median, reasons
 from .tables import SHARDS, by_key, read_table, write_table
@@ -36,6 +38,15 @@ FORMAT_VERSION = "2"
 """Of a sample's five files and of the fields of its metadata."""
 
 PARTS = ("input.jpg", "mask.png", "text.txt", "summary.txt", "meta.json")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a sample's first header lies in the tar; length and SHA-256 of each of its parts, in order."""
+
+    offset: int
+    part_bytes: list[int]
+    sha256: list[str]
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,8 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
 
     `input.jpg` is the stored picture itself if that is an upright RGB JPEG of no more than
     `shards.largest_side_px`; otherwise it is encoded anew, and mask, homography and overlap are brought
-    to its size. Raises StoreError, SampleError.
+    to its size. With `shards.untouched` it is always the picture as it was received, and what cannot go in
+    like that is dropped. Raises StoreError, SampleError.
     """
     tables = _Rows(
         by_key(read_table(store, layout.manifest_table(shard))),
@@ -63,7 +75,7 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
     )
     config_digest = dataset_digest(profile)
     failures = judged_bad(store, profile, shard)
-    written: dict[str, dict[str, Any]] = {}
+    written: dict[str, _Place] = {}
     with (
         store.open(layout.pairs_tar(shard)) as pairs,
         store.open(layout.masks_tar(shard)) as masks,
@@ -75,11 +87,10 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
             if pair.key in failures:
                 continue
             try:
-                _pack(tar, pair, mask, tables, profile, config_digest)
+                written[pair.key] = _pack(tar, pair, mask, tables, profile, config_digest)
             except PictureError as error:
                 failures[pair.key] = str(error)
                 continue
-            written[pair.key] = tar.places(pair.key)
             if len(written) % 200 == 0:
                 say(f"{shard}: {len(written)} samples written")
     rows = [_row(key, tables, written, failures) for key in sorted(tables.records)]
@@ -92,21 +103,25 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
 
 
 def dataset_digest(profile: Profile) -> str:
-    """16 hex digits over the settings that shape a sample's files."""
-    sections = (profile.fetch, profile.align, profile.mask, profile.shards)
-    return digest_of([section.digest() for section in sections])
+    """16 hex digits over the settings that shape a sample's files.
+
+    They are the settings that make a shard stale: a sample never tells of others than it was made with.
+    """
+    return digest_of(STAGES["shards"].settings(profile))
 
 
 def _pack(
     tar: SampleWriter, pair: Sample, mask_png: bytes, tables: _Rows, profile: Profile, config_digest: str
-) -> None:
+) -> _Place:
     record = tables.records[pair.key]
     data = pair.part("input") or b""
     mask = decode_mask(mask_png)
     size = mask.shape[1], mask.shape[0]
     side = profile.shards.largest_side_px
     now = fitted_size(size, side) if side is not None else size
-    if now != size or not is_plain_jpeg(data):
+    if profile.shards.untouched:
+        _refuse_touched(data, now != size, tables.pairs[pair.key]["sha256_input"])
+    elif now != size or not is_plain_jpeg(data):
         rgb = decode(data, profile.fetch.max_pixels)
         data = encode_jpeg(_resized(rgb, now), profile.shards.jpeg_quality)
     mask = _resized_mask(mask, now)
@@ -118,8 +133,24 @@ def _pack(
         record["summary"].encode(),
         json.dumps(meta, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode(),
     )
+    place = _Place(
+        tar.file.tell(),
+        [len(content) for content in contents],
+        [hashlib.sha256(content).hexdigest() for content in contents],
+    )
     for part, content in zip(PARTS, contents, strict=True):
         tar.add(pair.key, part, content)
+    return place
+
+
+def _refuse_touched(data: bytes, is_larger: bool, received: str) -> None:
+    """Raise PictureError for a stored picture that cannot be shipped as it was received."""
+    if is_larger:
+        raise PictureError("untouched: it is larger than shards.largest_side_px")
+    if not is_plain_jpeg(data):
+        raise PictureError("untouched: it is no upright RGB JPEG and would have to be encoded")
+    if hashlib.sha256(data).hexdigest() != received:
+        raise PictureError("untouched: it was fitted to fetch.largest_side_px when it was fetched")
 
 
 def is_plain_jpeg(data: bytes) -> bool:
@@ -185,7 +216,7 @@ def _meta(
 
 
 def _row(
-    key: str, tables: _Rows, written: Mapping[str, dict[str, Any]], failures: Mapping[str, str]
+    key: str, tables: _Rows, written: Mapping[str, _Place], failures: Mapping[str, str]
 ) -> dict[str, Any]:
     record, mask = tables.records[key], tables.masks.get(key)
     stage, reason = ("", "") if key in written else _dropped(key, tables, failures)
@@ -203,7 +234,9 @@ def _row(
         "source_id": record["source_id"],
         "attribution": record["attribution"],
         "input_url": record["input_url"],
-        **written.get(key, {}),
+        "offset": written[key].offset if key in written else None,
+        "part_bytes": written[key].part_bytes if key in written else [],
+        "sha256": written[key].sha256 if key in written else [],
     }
 
 

@@ -18,7 +18,7 @@ from ..config import Profile, digest_of, flatten
 from . import layout
 from .product import FileInfo, Product, Say
 from .sources import fingerprint, quiet
-from .store import MissingObject, Store
+from .store import Conflict, MissingObject, Store, StoreError
 from .verdicts import verdicts_version
 
 WHOLE = "whole"
@@ -55,6 +55,9 @@ class Stage:
         return f"{self.version}-{digest_of(self.settings(profile))}" if self.sections else self.version
 
 
+SAMPLE_SETTINGS = ("fetch", "align", "mask", "shards", "source.license")
+"""All that shapes a sample's files. Its metadata tells a digest of these, so they make it stale, too."""
+
 _PAIR = ("manifest", "image_pairs", "aligned_pairs", "edit_masks")
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
@@ -63,9 +66,9 @@ STAGES: Mapping[str, Stage] = {
         Stage("image_pairs", "2", ("fetch",), _PAIR[:1]),
         Stage("aligned_pairs", "1", ("align", "fetch.max_pixels"), _PAIR[1:2]),
         Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),
-        Stage("shards", "3", ("shards", "source.license"), _PAIR),
+        Stage("shards", "3", SAMPLE_SETTINGS, _PAIR),
         Stage("validation_overlays", "2", ("overlays",), _PAIR),
-        Stage("split_index", "3", ("source.license",), ("shards",), per="split"),
+        Stage("split_index", "3", SAMPLE_SETTINGS, ("shards",), per="split"),
         Stage("mask_model", "1", ("model", "train"), ("split_index",), per="whole"),
         Stage("champion", "1", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
     )
@@ -108,7 +111,10 @@ def read_preview(store: Store, asset: str, partition: str) -> bytes | None:
 def write_receipt(
     store: Store, profile: Profile, asset: str, partition: str, product: Product, upstream: Mapping[str, str]
 ) -> Receipt:
-    """Record that a partition is finished; call it after all its files are in the store."""
+    """Record that a partition is finished; call it after all its files are in the store.
+
+    Another run's receipt of the same work is left as it is. Raises Conflict for one of other work.
+    """
     stage = STAGES[asset]
     content = product.content or digest_of({name: info.sha256 for name, info in product.files.items()})
     receipt = Receipt(
@@ -118,8 +124,22 @@ def write_receipt(
     if product.preview:
         store.write(layout.receipt_preview(asset, partition), product.preview)
     document = dict(vars(receipt), files={name: vars(info) for name, info in product.files.items()})
-    store.write(layout.receipt(asset, partition), json.dumps(document, sort_keys=True, indent=1).encode())
+    try:
+        store.write(layout.receipt(asset, partition), json.dumps(document, sort_keys=True, indent=1).encode())
+    except Conflict:
+        # Two runs that did the same tell different times.
+        theirs = read_receipt(store, asset, partition)
+        if theirs is None or _work(theirs) != _work(receipt):
+            raise
+        return theirs
     return receipt
+
+
+def _work(receipt: Receipt) -> Any:
+    """What was done, as JSON would tell it: from what, and what came of it."""
+    told = (receipt.version, receipt.settings, receipt.upstream, receipt.data_version)
+    files = {name: vars(info) for name, info in receipt.files.items()}
+    return json.loads(json.dumps([*told, files]))
 
 
 def partitions_of(profile: Profile, asset: str) -> list[str]:
@@ -157,6 +177,15 @@ def upstream_versions(
     if asset == "shards" and (verdicts := verdicts_version(store, profile, partition)):
         versions["shards.verdicts"] = verdicts
     return versions
+
+
+def _upstream_digests(store: Store, profile: Profile, asset: str, partition: str) -> dict[str, str]:
+    """SHA-256 of every file that a partition reads, by its name in the store."""
+    digests = {}
+    for name, part in upstream_partitions(profile, asset, partition):
+        receipt = read_receipt(store, name, part)
+        digests.update({file: info.sha256 for file, info in receipt.files.items()} if receipt else {})
+    return digests
 
 
 def why_stale(store: Store, profile: Profile, asset: str, partition: str) -> list[str]:
@@ -213,6 +242,31 @@ class UpstreamMissing(RuntimeError):
     """A partition was asked for before what it reads was built."""
 
 
+class PublicStore(StoreError):
+    """Anybody could read what is written there, and the profile does not say that they may."""
+
+
+_private: set[str] = set()
+
+
+def refuse_public(store: Store, profile: Profile, say: Say) -> None:
+    """Raise PublicStore where anybody can read the store, unless `store.may_be_public`.
+
+    Asked once a process and store; what was found out goes to `say`.
+    """
+    if profile.store.may_be_public or store.url in _private:
+        return
+    public, notes = store.who_can_read()
+    if public:
+        raise PublicStore(
+            f"{store.url}: anybody can read what is written there ({'; '.join(notes)}), and data derived "
+            f"from these sources is not to be passed on ({profile.source.license}). Make the bucket private, "
+            "or set store.may_be_public=true where the licence of your own sources lets you"
+        )
+    say(f"{store.url} is not readable for everybody: {'; '.join(notes)}")
+    _private.add(store.url)
+
+
 def run_stage(
     store: Store,
     profile: Profile,
@@ -225,8 +279,14 @@ def run_stage(
 ) -> Outcome:
     """Build one partition unless it is current; `else_because` is a reason to build it even then.
 
-    Raises UpstreamMissing, StoreError, OSError.
+    What another run writes under this partition's names from now on is not replaced, and what upstream
+    files are read is compared with their receipts. Raises UpstreamMissing, PublicStore, Conflict,
+    DamagedObject, StoreError, OSError.
     """
+    refuse_public(store, profile, say)
+    store = store.for_run(
+        layout.outputs(asset, partition), _upstream_digests(store, profile, asset, partition)
+    )
     upstream = upstream_versions(store, profile, asset, partition, say)
     if missing := [name for name, version in upstream.items() if not version]:
         raise UpstreamMissing(f"{asset}/{partition} reads {', '.join(missing)}: build that first")

@@ -1,29 +1,49 @@
 """The store: named objects in a folder or an S3 bucket, each visible only once it is complete.
 
 Names are relative, with `/` between folders. An object being written is invisible until its writer
-leaves the `with` block without an exception; two writers of one name leave one whole object.
+leaves the `with` block without an exception.
+
+Two writers of one name do happen: a process that outlived its run works beside that run's retry. So a
+commit is **create-or-same**. A writer may put its object in the place of what it has seen there: of
+what was there when it began (`create`), or when its whole run began (`for_run`), be it nothing. Where
+something else stands there by now, the same bytes are fine and are left as they are, and other bytes
+are a Conflict that names both. So a rebuild replaces what is stale, which it has seen, while a writer
+that was overtaken cannot undo what came after it. A name that was deleted meanwhile is written. What has
+these bytes already is never touched.
+
+- A folder: comparing and renaming happen under a lock of the folder (flock; a file system that has no
+  such lock leaves a gap of microseconds between the two).
+- S3: a conditional request, If-Match on the ETag seen or If-None-Match. A server that does not know
+  these is asked just before, which leaves a gap of one request.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
+import fcntl
+import filecmp
+import hashlib
 import io
 import os
+import re
 import secrets
-import shutil
-import tempfile
+import socket
+import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, cast
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast
 
 TEMPORARY = ".tmp-"
-_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+HOST = re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname()) or "localhost"
+ABANDONED_S = 24 * 3600.0
+"""When what another machine has left unfinished counts as left by the dead; of this machine it is known."""
+_WHO = "user.bananagrams.writer"
+_BLOCK = 2**20
 
 
 class StoreError(RuntimeError):
@@ -34,22 +54,36 @@ class MissingObject(StoreError, LookupError):
     """There is no such object."""
 
 
+class DamagedObject(StoreError):
+    """An object's bytes are not those that were written."""
+
+
+class Conflict(StoreError):
+    """Another writer has put other bytes under the same name; the message tells of both."""
+
+
 class Store(Protocol):
     """Named objects. Every method raises StoreError for a bad name or a store that cannot be reached."""
 
     url: str
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file for writing: `name` appears on a clean exit; on an exception nothing does."""
+        """A file for writing: `name` appears on a clean exit; on an exception nothing does.
+
+        Raises Conflict on exit where another writer was quicker and wrote other bytes.
+        """
 
     def write(self, name: str, data: bytes) -> None:
-        """Create `name` with this content."""
+        """Create `name` with this content. Raises Conflict."""
 
     def read(self, name: str) -> bytes:
-        """The whole object. Raises MissingObject."""
+        """The whole object. Raises MissingObject, DamagedObject."""
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """The object as a stream for sequential reading in bounded memory. Raises MissingObject."""
+        """The object as a stream for sequential reading in bounded memory. Raises MissingObject.
+
+        Where its SHA-256 is known, the read that comes to its end raises DamagedObject if it is another.
+        """
 
     def exists(self, name: str) -> bool:
         """Whether a complete object of this name is there."""
@@ -64,10 +98,20 @@ class Store(Protocol):
         """Remove the object; a missing one is no error."""
 
     def local_path(self, name: str) -> AbstractContextManager[Path]:
-        """A file on this machine with the object's content. Raises MissingObject."""
+        """A file on this machine with the object's content. Raises MissingObject, DamagedObject."""
 
     def describe(self, name: str) -> str:
         """The full path or URL, for people."""
+
+    def for_run(self, prefixes: Sequence[str], digests: Mapping[str, str]) -> Store:
+        """This store for one run that writes under `prefixes` and knows the SHA-256 of what it reads.
+
+        What it may replace under `prefixes` is what is there now. What dead runs left there unfinished is
+        removed; what live ones write is not touched.
+        """
+
+    def who_can_read(self) -> tuple[bool, Sequence[str]]:
+        """Whether anybody at all can read what is written here, and what was found out about that."""
 
 
 def open_store(url: str, s3_client: Any | None = None) -> Store:
@@ -89,6 +133,8 @@ def open_store(url: str, s3_client: Any | None = None) -> Store:
         bucket, _, prefix = rest.partition("/")
         if not bucket:
             raise StoreError(f"{url}: no bucket named; expected s3://bucket/prefix")
+        from .s3 import S3Store
+
         return S3Store(bucket, prefix.strip("/"), s3_client)
     raise StoreError(f"{url}: unknown kind of store {scheme!r}; give a folder or s3://bucket/prefix")
 
@@ -103,7 +149,36 @@ def check_name(name: str) -> str:
     return name
 
 
-class LocalStore:
+SomeStore = TypeVar("SomeStore", bound="RunView")
+
+
+class RunView:
+    """What one run has seen of a store when it began, and which digests it relies on; nothing by default."""
+
+    _seen: dict[str, str] | None = None
+    _prefixes: tuple[str, ...] = ()
+    _digests: Mapping[str, str] = {}
+
+    def seen_by(
+        self: SomeStore, prefixes: Sequence[str], seen: dict[str, str], digests: Mapping[str, str]
+    ) -> SomeStore:
+        view = copy.copy(self)
+        view._seen, view._prefixes, view._digests = seen, tuple(prefixes), dict(digests)
+        return view
+
+    def is_tracked(self, name: str) -> bool:
+        return self._seen is not None and name.startswith(self._prefixes)
+
+    def note(self, name: str, version: str | None) -> None:
+        """What this run itself has written it may replace."""
+        if self._seen is not None and self.is_tracked(name):
+            if version is None:
+                self._seen.pop(name, None)
+            else:
+                self._seen[name] = version
+
+
+class LocalStore(RunView):
     """A folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -115,22 +190,23 @@ class LocalStore:
 
     @contextmanager
     def _create(self, path: Path) -> Iterator[BinaryIO]:
+        name = path.relative_to(self.folder).as_posix()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
-            opened = temporary.open("xb")
+            opened, temporary = _open_temporary(path.parent)
         except OSError as error:
             raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+        expected = (self._seen or {}).get(name) if self.is_tracked(name) else _version(path)
         try:
             with opened as file:
                 yield cast(BinaryIO, file)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                self.note(name, _commit(temporary, path, expected))
         except BaseException as error:
             with suppress(OSError):
                 temporary.unlink()
-            if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+            if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
                 raise StoreError(f"{path}: writing failed: {error.strerror or error}") from error
             raise
 
@@ -144,7 +220,14 @@ class LocalStore:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        with self._existing(name).open("rb") as file:
+        path = self._existing(name)
+        try:
+            opened = path.open("rb")
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+        with opened as file:
+            if digest := self._digests.get(name):
+                file = cast("Any", checked(file, digest, str(path)))
             yield cast(BinaryIO, file)
 
     def exists(self, name: str) -> bool:
@@ -154,15 +237,7 @@ class LocalStore:
         return self._existing(name).stat().st_size
 
     def list(self, prefix: str) -> list[str]:
-        folder = prefix.rpartition("/")[0]
-        if folder:
-            check_name(folder)
-        names = (
-            path.relative_to(self.folder).as_posix()
-            for path in (self.folder / folder).rglob("*")
-            if path.is_file() and not path.name.startswith(TEMPORARY)
-        )
-        return sorted(name for name in names if name.startswith(prefix))
+        return sorted(name for name, _ in self._files(prefix))
 
     def delete(self, name: str) -> None:
         try:
@@ -171,13 +246,40 @@ class LocalStore:
             raise StoreError(
                 f"{self.describe(name)}: cannot be removed: {error.strerror or error}"
             ) from error
+        self.note(name, None)
 
     @contextmanager
     def local_path(self, name: str) -> Iterator[Path]:
+        if name in self._digests:
+            with self.open(name) as file:
+                while file.read(_BLOCK):
+                    continue
         yield self._existing(name)
 
     def describe(self, name: str) -> str:
         return str(self._path(name))
+
+    def for_run(self, prefixes: Sequence[str], digests: Mapping[str, str]) -> LocalStore:
+        seen = {}
+        for prefix in prefixes:
+            _sweep(self._folder_of(prefix), recursive=prefix.endswith("/"))
+            for name, path in self._files(prefix):
+                if version := _version(path):
+                    seen[name] = version
+        return self.seen_by(prefixes, seen, digests)
+
+    def who_can_read(self) -> tuple[bool, Sequence[str]]:
+        return False, ["a folder of this machine"]
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        for path in self._folder_of(prefix).rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            if name.startswith(prefix) and not path.name.startswith(TEMPORARY) and path.is_file():
+                yield name, path
+
+    def _folder_of(self, prefix: str) -> Path:
+        folder = prefix.rpartition("/")[0]
+        return self.folder / check_name(folder) if folder else self.folder
 
     def _path(self, name: str) -> Path:
         return self.folder / check_name(name)
@@ -189,173 +291,135 @@ class LocalStore:
         return path
 
 
-class S3Store:
-    """A prefix of a bucket on S3 or a server that speaks its protocol.
-
-    Objects are staged in a temporary file and uploaded whole: an interrupted multipart upload is never
-    visible, while a writer that streams straight to S3 publishes a cut object when its body raises.
-    """
-
-    def __init__(self, bucket: str, prefix: str, client: Any | None = None) -> None:
-        self.bucket = bucket
-        self.prefix = f"{prefix}/" if prefix else ""
-        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._client = client if client is not None else _s3_client()
-
-    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        check_name(name)
-        return self._create(name)
-
-    @contextmanager
-    def _create(self, name: str) -> Iterator[BinaryIO]:
-        from boto3.s3.transfer import TransferConfig
-
-        transfer = TransferConfig(multipart_chunksize=16 * 2**20, max_concurrency=4)
-        with tempfile.TemporaryFile() as file:
-            yield cast(BinaryIO, file)
-            file.seek(0)
-            with self._clear_errors(name):
-                self._client.upload_fileobj(file, self.bucket, self.prefix + name, Config=transfer)
-
-    def write(self, name: str, data: bytes) -> None:
-        check_name(name)
-        with self._clear_errors(name):
-            self._client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data)
-
-    def read(self, name: str) -> bytes:
-        with self.open(name) as file:
-            return file.read()
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        head = self._head(name)
-        raw = _S3Stream(self, name, head["ContentLength"], head["ETag"])
-        with io.BufferedReader(raw, buffer_size=2**20) as file:
-            yield cast(BinaryIO, file)
-
-    def exists(self, name: str) -> bool:
-        try:
-            self._head(name)
-        except MissingObject:
-            return False
-        return True
-
-    def size(self, name: str) -> int:
-        return int(self._head(name)["ContentLength"])
-
-    def list(self, prefix: str) -> list[str]:
-        names: list[str] = []
-        with self._clear_errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix + prefix
-            )
-            for page in pages:
-                names += [item["Key"][len(self.prefix) :] for item in page.get("Contents", [])]
-        return sorted(names)
-
-    def delete(self, name: str) -> None:
-        check_name(name)
-        with self._clear_errors(name):
-            self._client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
-
-    @contextmanager
-    def local_path(self, name: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name.rpartition("/")[2]
-            with self.open(name) as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target, 2**20)
-            yield path
-
-    def describe(self, name: str) -> str:
-        return f"s3://{self.bucket}/{self.prefix}{name}"
-
-    def get_range(self, name: str, start: int, etag: str) -> IO[bytes]:
-        """The object's bytes from `start` on, if it is still the one with this ETag."""
-        with self._clear_errors(name):
-            answer = self._client.get_object(
-                Bucket=self.bucket, Key=self.prefix + name, Range=f"bytes={start}-", IfMatch=etag
-            )
-        return cast("IO[bytes]", answer["Body"])
-
-    def _head(self, name: str) -> dict[str, Any]:
-        check_name(name)
-        with self._clear_errors(name):
-            return dict(self._client.head_object(Bucket=self.bucket, Key=self.prefix + name))
-
-    @contextmanager
-    def _clear_errors(self, name: str) -> Iterator[None]:
-        exceptions = _botocore_exceptions()
-        from boto3.exceptions import Boto3Error
-
-        try:
-            yield
-        except exceptions.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in ("404", "NoSuchKey", "NotFound"):
-                raise MissingObject(f"{self.describe(name)}: no such object") from error
-            raise StoreError(f"{self.describe(name)}: {error}") from error
-        except (exceptions.BotoCoreError, Boto3Error) as error:
-            raise StoreError(f"{self.describe(name)}: {error}") from error
+def checked(file: IO[bytes], sha256: str, place: str) -> BinaryIO:
+    """`file` for sequential reading; at its end DamagedObject is raised if its SHA-256 is another."""
+    return cast(BinaryIO, io.BufferedReader(_Checked(file, sha256, place), buffer_size=_BLOCK))
 
 
-class _S3Stream(io.RawIOBase):
-    """An object read in order, asked for again from where it stopped when the connection is cut."""
-
-    tries = 4
-
-    def __init__(self, store: S3Store, name: str, size: int, etag: str) -> None:
+class _Checked(io.RawIOBase):
+    def __init__(self, file: IO[bytes], sha256: str, place: str) -> None:
         super().__init__()
-        self._store, self._name, self._size, self._etag = store, name, size, etag
-        self._position = 0
-        self._body: IO[bytes] | None = None
+        self._file, self._expected, self._place = file, sha256, place
+        self._sha256 = hashlib.sha256()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._size - self._position)
-        failure: Exception | None = None
-        for _ in range(self.tries if wanted else 0):
-            try:
-                if self._body is None:
-                    self._body = self._store.get_range(self._name, self._position, self._etag)
-                data = self._body.read(wanted)
-            except (_botocore_exceptions().BotoCoreError, OSError) as error:
-                data, failure = b"", error
-            if data:
-                buffer[: len(data)] = data
-                self._position += len(data)
-                return len(data)
-            self._drop()
-        if wanted:
-            raise StoreError(
-                f"{self._store.describe(self._name)}: the connection broke {self.tries} times at byte "
-                f"{self._position} of {self._size}: {failure or 'the server ended the answer early'}"
+        data = self._file.read(len(buffer))
+        if data:
+            buffer[: len(data)] = data
+            self._sha256.update(data)
+        elif len(buffer) and (found := self._sha256.hexdigest()) != self._expected:
+            raise DamagedObject(
+                f"{self._place}: its bytes are not those that were written: their SHA-256 is {found}, it was "
+                f"{self._expected}; `bananagrams verify` says what is broken; delete it and build again"
             )
-        return 0
-
-    def close(self) -> None:
-        self._drop()
-        super().close()
-
-    def _drop(self) -> None:
-        if self._body is not None:
-            self._body.close()
-            self._body = None
+        return len(data)
 
 
-def _botocore_exceptions() -> ModuleType:
-    # boto3 takes a third of a second to import: paid only where a store is on S3.
-    import botocore.exceptions
-
-    return cast("ModuleType", botocore.exceptions)
+def this_writer() -> str:
+    """This process, for people who look for it."""
+    return f"{HOST} process {os.getpid()}"
 
 
-def _s3_client() -> Any:
-    import boto3
-    from botocore.config import Config
+def conflict(place: str, theirs: str, ours: str) -> Conflict:
+    return Conflict(
+        f"{place}: two runs wrote different bytes. There: {theirs}. Not stored: {ours}. One of them "
+        "outlived its run, or works from other inputs: end it, and build this partition again"
+    )
 
+
+def told(sha256: str, size: int, writer: str, seconds: float | None = None) -> str:
+    """One of two writers' objects, for the message of a Conflict."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    return f"{size:,} bytes of SHA-256 {sha256}, by {writer} at {when}"
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """SHA-256 in hex of all that is left to read."""
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def lock_if_free(file: int) -> bool:
+    """Lock an open file for this process's life; False where another process holds it.
+
+    True as well where the file system knows no locks.
+    """
     try:
-        return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
-    except _botocore_exceptions().BotoCoreError as error:
-        raise StoreError(f"S3 cannot be used: {error}") from error
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _open_temporary(folder: Path) -> tuple[IO[bytes], Path]:
+    """A new file that is locked while its writer lives: the system unlocks it however a process ends."""
+    while True:
+        path = folder / f"{TEMPORARY}{HOST}-{secrets.token_hex(8)}"
+        file = path.open("xb")
+        # Between opening and locking it may have been taken for a dead run's, and removed.
+        if lock_if_free(file.fileno()) and path.exists():
+            with suppress(OSError, AttributeError):
+                os.setxattr(path, _WHO, this_writer().encode())
+            return file, path
+        file.close()
+
+
+def _sweep(folder: Path, recursive: bool) -> None:
+    """Remove temporary files whose writer is dead, as nobody holds their lock.
+
+    Those of other machines only after a day: not every network file system carries locks to others.
+    """
+    for path in folder.rglob(f"{TEMPORARY}*") if recursive else folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError), path.open("r+b") as file:
+            ours = path.name.startswith(f"{TEMPORARY}{HOST}-")
+            if (ours or time.time() - path.stat().st_mtime > ABANDONED_S) and lock_if_free(file.fileno()):
+                path.unlink()
+
+
+def _version(path: Path) -> str | None:
+    """What tells one content of a file from the next; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+
+def _commit(temporary: Path, path: Path, expected: str | None) -> str | None:
+    """Rename into place unless another writer was quicker; returns the version that then stands there.
+
+    Raises Conflict where that one's bytes are others.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        if (now := _version(path)) is not None:
+            if filecmp.cmp(temporary, path, shallow=False):
+                temporary.unlink()
+                return now
+            if now != expected:
+                raise conflict(str(path), _told_of(path), _told_of(temporary))
+        temporary.replace(path)
+        os.fsync(folder)
+        return _version(path)
+    finally:
+        os.close(folder)
+
+
+def _told_of(path: Path) -> str:
+    with path.open("rb") as file:
+        sha256 = sha256_of(file)
+    try:
+        writer = os.getxattr(path, _WHO).decode()
+    except (OSError, AttributeError):
+        writer = "a process that is not known"
+    found = path.stat()
+    return told(sha256, found.st_size, writer, found.st_mtime)

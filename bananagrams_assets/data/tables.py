@@ -95,9 +95,9 @@ SHARDS = {
     "source_id": str,
     "attribution": str,
     "input_url": str,
-    "part_offsets": list[int],
+    "offset": int,
     "part_bytes": list[int],
-    "part_crc32": list[int],
+    "sha256": list[str],
 }
 
 _BATCH = 4096

@@ -79,16 +79,15 @@ def manifest(
 
     What is not a usable record is in `manifest/rejects.parquet` with line number and reason.
     """
-    opened = store.open()
 
     def whole(store: Store, profile: Profile, partition: str, say: Say) -> Product:
-        products = build_manifest(opened, PROFILE, say)
+        products = build_manifest(store, PROFILE, say)
         for shard, product in products.items():
             if shard:
-                write_receipt(opened, PROFILE, "manifest", shard, product, {})
+                write_receipt(store, PROFILE, "manifest", shard, product, {})
         return products[""]
 
-    return build(context, config, opened, whole)
+    return build(context, config, store.open(), whole)
 
 
 @dg.asset(

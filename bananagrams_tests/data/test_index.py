@@ -64,7 +64,6 @@ def add_sample(tar: object, number: int) -> dict[str, object]:
         "category": "Object", "scope": "local", "verdict": "local", "area": 0.1, "confidence": 0.9,
         "source_id": f"{number // 2:016x}", "attribution": credit_line(DUNE),
         "input_url": f"https://photos.example.org/{number // 2}.jpg",
-        **tar.places(key),  # type: ignore[attr-defined]
     }  # fmt: skip
 
 

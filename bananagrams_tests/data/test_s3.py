@@ -2,92 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 from bananagrams_assets.data.product import hashing_writer
 from bananagrams_assets.data.store import MissingObject, Store, StoreError, open_store
 
+from .weed import BUCKET, Weed, client, free_ports
+
 pytestmark = pytest.mark.slow
-
-IDENTITY = {
-    "name": "tests",
-    "credentials": [{"accessKey": "tests", "secretKey": "tests-secret"}],
-    "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-}
-
-
-def client(port: int, secret: str = "tests-secret") -> Any:
-    return boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", aws_access_key_id="tests",
-        aws_secret_access_key=secret, config=Config(retries={"max_attempts": 1}, connect_timeout=2),
-    )  # fmt: skip
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free, with the one 10,000 above (the server's gRPC port) free too."""
-    found: list[int] = []
-    for port in range(21_000, 29_000, 7):
-        with socket.socket() as first, socket.socket() as second:
-            if first.connect_ex(("127.0.0.1", port)) and second.connect_ex(("127.0.0.1", port + 10_000)):
-                found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
-
-
-@pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "s3.json").write_text(json.dumps({"identities": [IDENTITY]}))
-    master, volume, filer, port = free_ports(4)
-    command = [
-        str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}", "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port}", f"-s3.config={folder / 's3.json'}", "-filer",
-        f"-filer.port={filer}", f"-master.port={master}", f"-volume.port={volume}", "-volume.max=0",
-        "-master.volumeSizeLimitMB=1024", "-master.telemetry=false",
-    ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            ready(port, process)
-            yield port
-        finally:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(240):
-        try:
-            client(port).create_bucket(Bucket="tests")
-            client(port).put_object(Bucket="tests", Key="ready", Body=b"1")
-        except (BotoCoreError, ClientError):
-            assert process.poll() is None, "the S3 server ended"
-            time.sleep(0.25)
-        else:
-            return
-    raise AssertionError("the S3 server did not come up")
 
 
 @pytest.fixture
-def store(port: int, request: pytest.FixtureRequest) -> Store:
-    return open_store(f"s3://tests/{request.node.name}", client(port))
+def store(weed: Weed, request: pytest.FixtureRequest) -> Store:
+    return open_store(f"s3://{BUCKET}/{request.node.name}", weed.client())
 
 
 def test_an_object_appears_when_it_is_complete(store: Store) -> None:
@@ -141,7 +70,8 @@ def test_a_cut_connection_is_taken_up_again(store: Store, monkeypatch: pytest.Mo
         return Cut(ask(name, start, etag))
 
     monkeypatch.setattr(store, "get_range", flaky)
-    assert store.read("a.bin") == content
+    with store.open("a.bin") as file:
+        assert file.read() == content
     assert len(starts) > 1
     assert starts == sorted(set(starts))
 
@@ -162,9 +92,14 @@ def test_what_is_missing_names_its_url(store: Store) -> None:
     store.delete("none")
 
 
-def test_a_wrong_key_or_no_server_is_a_clear_error(port: int) -> None:
-    with pytest.raises(StoreError, match=r"s3://tests/x/a: .*(SignatureDoesNotMatch|403)"):
-        open_store("s3://tests/x", client(port, "wrong")).write("a", b"")
+def test_a_wrong_key_a_missing_bucket_or_no_server_is_a_clear_error(weed: Weed) -> None:
+    with pytest.raises(StoreError, match=r"s3://tests/x/a: .*(SignatureDoesNotMatch|403).*AWS_SECRET_ACCESS"):
+        open_store("s3://tests/x", weed.client("wrong")).write("a", b"")
+    nowhere = open_store("s3://nowhere/x", weed.client())
+    for use in (nowhere.read, nowhere.exists, lambda name: nowhere.write(name, b"")):
+        with pytest.raises(StoreError, match=r"s3://nowhere: there is no such bucket at http") as caught:
+            use("a")
+        assert "\n" not in str(caught.value)
     gone = open_store("s3://tests/x", client(free_ports(1)[0]))
     with pytest.raises(StoreError, match=r"s3://tests/x/a: Could not connect"), gone.create("a"):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,9 +101,14 @@ def write_shard(store: Store, shard: str, samples: Mapping[str, Mapping[str, byt
     rows = []
     with sample_writer(store, layout.shard_tar(shard)) as tar:
         for key, parts in sorted(samples.items()):
+            place = {
+                "offset": tar.file.tell(),
+                "part_bytes": [len(data) for data in parts.values()],
+                "sha256": [hashlib.sha256(data).hexdigest() for data in parts.values()],
+            }
             for part, data in parts.items():
                 tar.add(key, part, data)
-            rows.append({"key": key, "status": "written", **_row(parts["meta.json"]), **tar.places(key)})
+            rows.append({"key": key, "status": "written", **_row(parts["meta.json"]), **place})
     write_table(store, layout.shard_table(shard), SHARDS, rows)
     info = tar.file.info
     return {
