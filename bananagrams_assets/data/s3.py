@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import io
 import json
+import mimetypes
 import os
 import random
 import tempfile
@@ -237,7 +238,8 @@ class S3Store(RunView):
                 else:
                     etag = self._ask(
                         name, "put_object", Key=self.prefix + name, Body=content(),
-                        ChecksumSHA256=_b64(sha256), Metadata=_about(sha256), **condition,
+                        ChecksumSHA256=_b64(sha256), Metadata=_about(sha256), ContentType=_kind(name),
+                        **condition,
                     )["ETag"]  # fmt: skip
             except (StoreError, MissingObject) as error:
                 cause = error.__cause__
@@ -282,8 +284,9 @@ class S3Store(RunView):
         length = max(PART_BYTES, -(-size // _MOST_PARTS))
         with _noted(self._place(), key) as note:
             upload = self._ask(
-                name, "create_multipart_upload", Key=key, Metadata=_about(sha256), ChecksumAlgorithm="SHA256"
-            )["UploadId"]
+                name, "create_multipart_upload", Key=key, Metadata=_about(sha256), ChecksumAlgorithm="SHA256",
+                ContentType=_kind(name),
+            )["UploadId"]  # fmt: skip
             note(upload)
 
             def send(number: int) -> dict[str, Any]:
@@ -466,6 +469,11 @@ def _b64(sha256: str) -> str:
 
 def _about(sha256: str) -> dict[str, str]:
     return {"sha256": sha256, "writer": this_writer()}
+
+
+def _kind(name: str) -> str:
+    """The media type of an object: a browser shows a page from a bucket only if it is told that it is one."""
+    return mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
 def _code(error: Any) -> str:

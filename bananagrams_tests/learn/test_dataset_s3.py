@@ -1,0 +1,93 @@
+"""Reading a split from a real S3 server: fetched once, compared with its index, the same as from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bananagrams_assets.data.store import Store, open_store
+from bananagrams_assets.learn.dataset import DatasetError, open_split
+from bananagrams_assets.learn.stream import stream_split
+from bananagrams_tests.data.weed import BUCKET, Weed, serving
+
+from .tiny import make_dataset
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    with serving(tmp_path_factory.mktemp("s3")) as weed:
+        yield weed
+
+
+@pytest.fixture
+def store(
+    weed: Weed, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Store:
+    """The dataset of `make_dataset` in a bucket; a copy of it is in the folder `local`."""
+    for name, value in weed.variables.items():
+        monkeypatch.setenv(name, value)
+    local, store = make_dataset(tmp_path / "local"), open_store(f"s3://{BUCKET}/{request.node.name}")
+    for name in local.list(""):
+        store.write(name, local.read(name))
+    return store
+
+
+def test_a_split_in_a_bucket_is_the_one_in_a_folder(store: Store, tmp_path: Path) -> None:
+    with open_split(store, "train") as far, open_split(open_store(str(tmp_path / "local")), "train") as near:
+        assert far.digest == near.digest
+        for one, other in zip(far, near, strict=True):
+            assert (one.key, one.text, one.meta) == (other.key, other.text, other.meta)
+            assert np.array_equal(one.picture, other.picture)
+        streamed = list(stream_split(store, "train", min_confidence=0.7))
+        assert [sample.key for sample in streamed] == [
+            sample.key for sample in near.where(min_confidence=0.7)
+        ]
+
+
+def test_a_shard_is_fetched_once_and_its_earlier_copies_go(store: Store, own_home: Path) -> None:
+    with open_split(store, "train") as split:
+        first = split[0].picture
+    copies = sorted((own_home / "cache").rglob("*.tar"))
+    assert len(copies) == 2
+    times = [path.stat().st_mtime_ns for path in copies]
+    store.delete("shards/train/train-00000.tar")  # only the copy is read from now on
+    with open_split(store, "train") as split:
+        assert np.array_equal(split[0].picture, first)
+    assert [path.stat().st_mtime_ns for path in copies] == times
+    copies[0].rename(copies[0].with_name("train-00000-0123456789abcdef.tar"))
+    store.write(
+        "shards/train/train-00000.tar", copies[0].with_name("train-00000-0123456789abcdef.tar").read_bytes()
+    )
+    with open_split(store, "train"):
+        assert sorted((own_home / "cache").rglob("*.tar")) == copies
+
+
+def test_a_damaged_shard_in_a_bucket_is_named(store: Store, own_home: Path) -> None:
+    data = bytearray(store.read("shards/train/train-00001.tar"))
+    data[1000] ^= 1
+    store.delete("shards/train/train-00001.tar")
+    store.write("shards/train/train-00001.tar", bytes(data))
+    with (
+        pytest.raises(DatasetError, match=r"s3://.*/train-00001.tar: its SHA-256 is not that of its index"),
+        open_split(store, "train"),
+    ):
+        pass
+    assert not list((own_home / "cache").rglob("train-00001*.tar"))
+    with pytest.raises(
+        DatasetError, match=r"s3://.*/train-00001.tar, sample train-012: input.jpg is damaged"
+    ):
+        list(stream_split(store, "train"))
+
+
+def test_a_page_in_a_bucket_is_told_to_be_one(weed: Weed, store: Store) -> None:
+    kinds = {"index.html": "text/html", "a/1.jpg": "image/jpeg", "a/summary.js": "text/javascript"}
+    for name, kind in kinds.items():
+        store.write(f"overlays/{name}", b"x")
+        prefix = store.url.partition(f"{BUCKET}/")[2]
+        head = weed.client().head_object(Bucket=BUCKET, Key=f"{prefix}/overlays/{name}")
+        assert head["ContentType"] == kind
