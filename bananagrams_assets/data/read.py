@@ -73,7 +73,7 @@ class ShardRows:
 
     def is_whole(self, row: int, part: str, data: bytes) -> bool:
         """Whether these are the bytes that were written as a part of a row."""
-        return hashlib.sha256(data).digest() == self.digests[row, PARTS.index(part)].tobytes()
+        return bool(hashlib.sha256(data).digest() == self.digests[row, PARTS.index(part)].tobytes())
 
 
 def read_index(store: Store, split: str) -> dict[str, Any]:

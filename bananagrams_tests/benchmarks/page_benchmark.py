@@ -42,8 +42,21 @@ def write_pages(folder: Path, samples: int) -> list[PageRow]:
         (folder / name).write_bytes(encode_jpeg(np.concatenate(panels, axis=1), 85))
         rows.append(
             PageRow(
-                f"k-{number}", f"Instruction {number}.", "Add", "local", "local", number / samples, 0.2, "here",
-                "train", "train-00000", "", name, 3, *SIZE, outline(mask, SIZE),
+                f"k-{number}",
+                f"Instruction {number}.",
+                "Add",
+                "local",
+                "local",
+                number / samples,
+                0.2,
+                "here",
+                "train",
+                "train-00000",
+                "",
+                name,
+                3,
+                *SIZE,
+                outline(mask, SIZE),
             )  # fmt: skip
         )
     (folder / "index.html").write_text(render_page("Edit masks", "train-00000", rows))
