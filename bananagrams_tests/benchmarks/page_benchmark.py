@@ -1,4 +1,4 @@
-"""How soon an overlay page of many samples shows its first picture: `python -m ...page_benchmark --samples 500`.
+"""How soon an overlay page of many samples shows its first picture: `... page_benchmark --samples 500`.
 
 The page is opened from its file in headless Chromium, several times, each in a fresh profile; beside it the
 plain way, a page of as many `<img>` with every panel baked in and nothing loaded lazily.
@@ -25,7 +25,8 @@ ROUNDS = 5
 FIRST_DRAWN = """() => new Promise((done) => {
   const look = () => {
     const shown = document.querySelector("#stage img, body > img");
-    if (shown && shown.complete && shown.naturalWidth) done(performance.now()); else requestAnimationFrame(look);
+    if (shown && shown.complete && shown.naturalWidth) done(performance.now());
+    else requestAnimationFrame(look);
   };
   look();
 })"""
@@ -57,7 +58,7 @@ def write_pages(folder: Path, samples: int) -> list[PageRow]:
                 3,
                 *SIZE,
                 outline(mask, SIZE),
-            )  # fmt: skip
+            )
         )
     (folder / "index.html").write_text(render_page("Edit masks", "train-00000", rows))
     plain = "".join(f'<img src="{row.picture}"><p>{row.text}</p>' for row in rows)
