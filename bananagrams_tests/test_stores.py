@@ -20,8 +20,8 @@ from .data.weed import BUCKET, Weed, serving
 pytestmark = pytest.mark.slow
 
 FEW = [
-    *("--set", "source.sample.pairs=24", "--set", "source.sample.side_px=160"),
-    *("--set", "overlays.max_samples=2", "--set", "splits.train.shards=2"),
+    *("--set", "source.sample.pairs=12", "--set", "source.sample.side_px=160"),
+    *("--set", "overlays.max_samples=2", "--set", "splits.train.shards=1"),
 ]
 TIMED = ("receipts/", "image_pairs/")
 """Where times of this or that run are kept, beside the tars."""

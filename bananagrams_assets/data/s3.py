@@ -87,18 +87,10 @@ class S3Store(RunView):
     @contextmanager
     def _create(self, name: str) -> Iterator[BinaryIO]:
         expected = self._expected(name)
-        try:
-            with tempfile.TemporaryFile() as file:
-                yield cast(BinaryIO, file)
-                file.flush()
-                self._send(name, file.fileno(), expected)
-        except OSError as error:
-            if error.errno not in MACHINE_FAULTS:
-                raise
-            raise StoreError(
-                f"{self.describe(name)}: writing failed: {error.strerror}; it waits in "
-                f"{tempfile.gettempdir()} until it is sent, and TMPDIR names another folder for that"
-            ) from error
+        with self._on_this_machine(name), tempfile.TemporaryFile() as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            self._send(name, file.fileno(), expected)
 
     def write(self, name: str, data: bytes) -> None:
         check_name(name)
@@ -158,7 +150,7 @@ class S3Store(RunView):
 
     @contextmanager
     def local_path(self, name: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory() as folder:
+        with self._on_this_machine(name), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name.rpartition("/")[2]
             with self.open(name) as source, path.open("wb") as target:
                 while block := source.read(_BLOCK):
@@ -362,6 +354,19 @@ class S3Store(RunView):
             except MissingObject as error:
                 raise self._no_bucket() from error
             self._found.set()
+
+    @contextmanager
+    def _on_this_machine(self, name: str) -> Iterator[None]:
+        """Faults of the disk where objects wait, as StoreError."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in MACHINE_FAULTS:
+                raise
+            raise StoreError(
+                f"{self.describe(name)}: {error.strerror}: it passes through {tempfile.gettempdir()}, and "
+                "TMPDIR names another folder for that"
+            ) from error
 
     def _no_bucket(self) -> StoreError:
         return StoreError(

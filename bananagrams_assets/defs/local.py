@@ -96,7 +96,11 @@ def build_dataset(store: Store, workers: int, report: Report, retry_failed: bool
     failures = []
     for number, (shard, failure) in enumerate(_each_shard(shards, workers, retry_failed), start=1):
         parts = [asset for asset, partition in stale if partition == shard]
-        report(f"[{number}/{len(shards)}] {shard}: {failure or ', '.join(parts)}")
+        because = dict.fromkeys(
+            reason for asset in parts for reason in stale[asset, shard] if not reason.endswith(" is stale")
+        )
+        what = failure or f"{', '.join(parts)} ({'; '.join(because)})"
+        report(f"[{number}/{len(shards)}] {shard}: {what}")
         done += len(parts)
         if failure:
             failures.append(failure)

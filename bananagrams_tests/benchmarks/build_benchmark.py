@@ -1,14 +1,14 @@
 """What packing and storing cost beside alignment and masks, and what memory a shard takes.
 
     python -m bananagrams_tests.benchmarks.build_benchmark pack [--pairs 24] [--side 1024]
-    python -m bananagrams_tests.benchmarks.build_benchmark memory [--few 200] [--many 2000] [--store s3://...]
+    python -m bananagrams_tests.benchmarks.build_benchmark memory [--few 200] [--many 2000] [--bucket]
 
 `pack` runs ours (the stages aligned_pairs, edit_masks and shards on a store) and the plain reference (each
 pair decoded once, aligned, masked, nothing written) in turn in one process, on one core, in CPU time: two
 processes do two shards side by side. `shards` alone, its reading and writing included, is the packing.
 
 `memory` builds a shard of few and one of many small pairs, each in a process of its own, from pictures to
-the dataset shard, and prints the peak of its resident memory.
+the dataset shard, and prints the peak of its resident memory; with `--bucket` on a real S3 server.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from bananagrams_assets.vision.mask import edit_mask
 
 from ..data.building import BUILDERS
 from ..data.photos import local_pairs, one_shard, quiet
+from ..data.weed import BUCKET, serving
 
 SHARD = "train-00000"
 STAGES = ("aligned_pairs", "edit_masks", "shards")
@@ -96,14 +97,22 @@ def pack(pairs: int, side: int, rounds: int) -> None:
         print(f"throughput {alone / whole:.1%} of plain; packing {best['shards'] / whole:.1%} of ours")
 
 
-def memory(few: int, many: int, url: str | None) -> None:
+def memory(few: int, many: int, bucket: bool) -> None:
+    if not bucket:
+        return compare(few, many, "")
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as weed:
+        os.environ.update(weed.variables)
+        return compare(few, many, f"s3://{BUCKET}/")
+
+
+def compare(few: int, many: int, prefix: str) -> None:
     peaks = {}
     for count in (few, many):
         with tempfile.TemporaryDirectory() as folder:
             manifest = local_pairs(Path(folder), count)
             command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "child", str(manifest)]
             done = subprocess.run(
-                [*command, f"{url}/{count}" if url else f"{folder}/store"],
+                [*command, f"{prefix}{count}" if prefix else f"{folder}/store"],
                 env={**os.environ, "DAGSTER_HOME": folder}, check=True, capture_output=True, text=True,
             )  # fmt: skip
             told = json.loads(done.stdout)
@@ -130,18 +139,13 @@ def main() -> None:
     remembering = commands.add_parser("memory")
     remembering.add_argument("--few", type=int, default=200)
     remembering.add_argument("--many", type=int, default=2000)
-    remembering.add_argument("--store", help="s3://bucket/prefix; without it, a folder")
+    remembering.add_argument("--bucket", action="store_true")
     one = commands.add_parser("child")
     one.add_argument("manifest")
     one.add_argument("url")
     chosen = vars(parser.parse_args())
-    {"pack": pack, "memory": memory, "child": child}[chosen.pop("command")](
-        **(
-            {"few": chosen["few"], "many": chosen["many"], "url": chosen["store"]}
-            if "few" in chosen
-            else chosen
-        )
-    )
+    commands_of: dict[str, Callable[..., None]] = {"pack": pack, "memory": memory, "child": child}
+    commands_of[chosen.pop("command")](**chosen)
 
 
 if __name__ == "__main__":

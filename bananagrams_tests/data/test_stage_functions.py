@@ -220,6 +220,31 @@ def test_a_smaller_dataset_keeps_its_geometry(built: Built, tmp_path: Path) -> N
         assert meta["alignment"]["residual_px"] == pytest.approx(before["alignment"]["residual_px"] / 2)
 
 
+def test_an_untouched_dataset_holds_only_pictures_as_they_were_received(tmp_path: Path) -> None:
+    manifest = messy(tmp_path)
+    untouched = {"untouched": True}
+    store = LocalStore(tmp_path / "store")
+    build(store, one_shard(manifest, shards=untouched))
+    samples = dataset(store)
+    assert sorted(samples) == [0, 1, 2]
+    for sample in samples.values():
+        digest = hashlib.sha256(sample["input.jpg"]).hexdigest()
+        assert digest == json.loads(sample["meta.json"])["sha256"]["input"]
+    rows = numbered(read_table(store, layout.shard_table(SHARD)))
+    assert (rows[5]["stage"], rows[5]["sha256"]) == ("shards", [])
+    assert "would have to be encoded" in rows[5]["reason"]
+
+    small = one_shard(manifest, shards={**untouched, "largest_side_px": 100})
+    pack_shard(store, small, SHARD, quiet)
+    rows = numbered(read_table(store, layout.shard_table(SHARD)))
+    assert "larger than shards.largest_side_px" in rows[0]["reason"]
+
+    fitted = LocalStore(tmp_path / "fitted")
+    build(fitted, one_shard(manifest, shards=untouched, fetch={"largest_side_px": 100}))
+    rows = numbered(read_table(fitted, layout.shard_table(SHARD)))
+    assert "was fitted" in rows[0]["reason"]
+
+
 def test_the_index_tells_what_a_split_holds(built: Built) -> None:
     store, profile, products = built
     product = index_split(store, profile, "train", quiet)

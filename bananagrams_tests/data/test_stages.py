@@ -11,12 +11,13 @@ from bananagrams_assets.data.product import Product, Say, write_file
 from bananagrams_assets.data.stages import (
     WHOLE,
     UpstreamMissing,
+    read_receipt,
     run_stage,
     stale_partitions,
     why_stale,
     write_receipt,
 )
-from bananagrams_assets.data.store import Store, open_store
+from bananagrams_assets.data.store import Conflict, Store, open_store
 from bananagrams_assets.profiles import load_profile
 
 SHARD = "dev-00000"
@@ -138,3 +139,32 @@ def test_dagster_draws_the_dependencies_that_receipts_follow() -> None:
     for name, stage in stages.STAGES.items():
         parents = {key.to_user_string() for key in graph.get(dg.AssetKey(name)).parent_keys}
         assert parents == set(stage.upstream), name
+
+
+def overtaken_by(text: str, own: str) -> Callable[[Store, Profile, str, Say], Product]:
+    """A build of `own` during which another run of the same partition begins, builds `text` and ends."""
+
+    def build(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+        again = run_stage(open_store(store.url), profile, "image_pairs", shard, builder(text), say)
+        assert again.reasons
+        product = builder(own)(store, profile, shard, say)
+        return Product(product.files, {"seconds": 2.5}, product.preview)
+
+    return build
+
+
+def test_two_runs_that_do_the_same_at_once_are_fine(store: Store, profile: Profile) -> None:
+    outcome = run_stage(
+        store, profile, "image_pairs", SHARD, overtaken_by("pictures", "pictures"), lambda line: None
+    )
+    assert read_receipt(store, "image_pairs", SHARD) == outcome.receipt
+    assert why_stale(store, profile, "image_pairs", SHARD) == []
+
+
+def test_a_run_that_is_overtaken_by_another_result_fails_and_undoes_nothing(
+    store: Store, profile: Profile
+) -> None:
+    with pytest.raises(Conflict, match=rf"image_pairs/{SHARD}\.tar: two runs wrote different bytes"):
+        run_stage(store, profile, "image_pairs", SHARD, overtaken_by("new", "old"), lambda line: None)
+    assert store.read(f"image_pairs/{SHARD}.tar") == b"new"
+    assert why_stale(store, profile, "image_pairs", SHARD) == []
