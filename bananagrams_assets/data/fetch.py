@@ -9,7 +9,7 @@ import math
 import random
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -46,14 +46,14 @@ class Fetched:
     """What came of one URL.
 
     `status` is "ok", "failed" (the server or the network) or "refused" (our own limits, or the server's
-    wish not to be used); `may_pass` tells of a failure whether it might be gone another day;
+    wish not to be used); `chunks` is the body as it came; `may_pass` tells of a failure whether it might be gone another day;
     `http_status` is the last answer's, 0 where there was none; `attempts` counts tries, `bytes` what was
     read in the last one and `seconds` all of it, waits included.
     """
 
     status: Status
     reason: str = ""
-    data: bytes = b""
+    chunks: Sequence[bytes] = ()
     http_status: int = 0
     attempts: int = 0
     bytes: int = 0
@@ -70,10 +70,6 @@ class _Trial:
     chunks: list[bytes] = field(default_factory=list)
     delimited: bool = True
     """Whether the server said where the body ends."""
-
-    @property
-    def body(self) -> bytes:
-        return self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
 
 
 @dataclass
@@ -131,7 +127,7 @@ class Fetcher:
             await asyncio.sleep(wait)
         seconds = time.monotonic() - start
         return Fetched(
-            outcome.status, outcome.reason, trial.body if outcome.status == "ok" else b"", trial.http_status,
+            outcome.status, outcome.reason, trial.chunks if outcome.status == "ok" else (), trial.http_status,
             attempt, trial.size, seconds, outcome.may_pass,
         )  # fmt: skip
 
@@ -154,7 +150,7 @@ class Fetcher:
 
         try:
             await self._follow(url, trial, clock)
-            if not trial.delimited and not await asyncio.to_thread(is_whole, trial.body):
+            if not trial.delimited and not await asyncio.to_thread(is_whole, b"".join(trial.chunks)):
                 raise _cut(trial)
         except _Failure as failure:
             return failure
@@ -262,6 +258,9 @@ async def open_fetcher(settings: FetchSettings) -> AsyncIterator[Fetcher]:
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=_BUFFER,
     ) as session:
+        # On a kept connection that turns out closed, aiohttp asks again by itself, outside the pace and the
+        # count of tries. It has no public switch for that; its own test client sets this one.
+        session._retry_connection = False
         try:
             yield Fetcher(session, settings, allowed, pacer)
         except OSError as error:
