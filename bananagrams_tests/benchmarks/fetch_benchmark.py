@@ -140,7 +140,7 @@ CLIENTS: dict[str, Callable[[str, int, int], int]] = {
 }  # fmt: skip
 
 MODULES = {
-    "ours": ("aiohttp", "pyarrow.parquet", "bananagrams_assets.data.pairs"),
+    "ours": ("aiohttp", "pandas", "pyarrow.compute", "pyarrow.parquet", "bananagrams_assets.data.pairs"),
     "bare aiohttp": ("aiohttp",),
     "bare aiohttp, nothing kept": ("aiohttp",),
     "requests loop": ("requests",),
