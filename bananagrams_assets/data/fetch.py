@@ -41,7 +41,7 @@ class FetchError(RuntimeError):
     """Fetching is impossible on this machine as it stands, whatever is asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """What came of one URL.
 

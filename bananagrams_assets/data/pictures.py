@@ -8,7 +8,7 @@ import hashlib
 import threading
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
 _MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """How a picture came (without its bytes, which are in the spool), from where, and what it is."""
 
@@ -77,6 +77,7 @@ class Pictures:
     def __init__(self, fetcher: Fetcher, spool: Spool, settings: FetchSettings) -> None:
         self._fetcher, self._spool, self._settings = fetcher, spool, settings
         self._tasks: dict[str, asyncio.Task[Picture]] = {}
+        self._done: dict[str, Picture] = {}
         self._own = _Buffer()
         self.fetched = self.resumed = self.bytes = 0
 
@@ -111,9 +112,12 @@ class Pictures:
 
     async def _get(self, origin: str) -> Picture:
         name = _name(origin)
-        if name not in self._tasks:
-            self._tasks[name] = asyncio.create_task(self._obtain(name))
-        return replace(await self._tasks[name], origin=origin)
+        if name not in self._done:
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._obtain(name))
+            self._done[name] = await self._tasks[name]
+            self._tasks.pop(name, None)
+        return replace(self._done[name], origin=origin)
 
     async def _obtain(self, origin: str) -> Picture:
         path = local_path(origin)
@@ -146,7 +150,7 @@ class Pictures:
         picture = Picture(fetched, origin, sha256, extension, width, height)
         about = {
             "fetched": {
-                name: value for name, value in vars(fetched).items() if name != "chunks"
+                field.name: getattr(fetched, field.name) for field in fields(fetched) if field.name != "chunks"
             },
             "sha256": sha256, "extension": extension, "width": width, "height": height,
         }  # fmt: skip

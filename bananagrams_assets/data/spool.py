@@ -115,6 +115,8 @@ def open_spool(store_url: str, shard: str, kind: str, say: Say) -> Iterator[Spoo
         raise StoreError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:
         folder.mkdir(exist_ok=True)
+        for path in folder.glob(f"{TEMPORARY}*"):
+            path.unlink()
         yield Spool(folder, kind)
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_suffix(".lock").unlink(missing_ok=True)
