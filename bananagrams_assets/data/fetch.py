@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .addresses import Allowed
 
 REDIRECTS = 5
+BODIES = 2
+"""Bodies in memory, in units of `fetch.concurrency`: what waits to be stored holds up what is to come."""
 
 _BUFFER = 2**20
 _BUSY = frozenset({429, 503})
@@ -70,6 +72,7 @@ class _Trial:
     chunks: list[bytes] = field(default_factory=list)
     delimited: bool = True
     """Whether the server said where the body ends."""
+    has_place: bool = False
 
 
 @dataclass
@@ -104,19 +107,30 @@ class Fetcher:
     ) -> None:
         self._session, self._settings, self._allowed, self._pacer = session, settings, allowed, pacer
         self._room = asyncio.Semaphore(settings.concurrency)
+        self._places = asyncio.Semaphore(BODIES * settings.concurrency)
         self._random = random.Random()
 
-    async def fetch(self, url: str, is_whole: IsWhole = bool) -> Fetched:
+    @asynccontextmanager
+    async def fetch(self, url: str, is_whole: IsWhole = bool) -> AsyncIterator[Fetched]:
         """Fetch one URL; what goes wrong with it is in the result. Never raises for a URL's sake.
 
-        `is_whole` judges a body that came without its length: only its content tells whether it was cut.
-        Raises FetchError for faults of this machine.
+        The body takes one of BODIES x `concurrency` places until the `with` block ends. `is_whole` judges
+        a body that came without its length: only its content tells whether it was cut. Raises FetchError
+        for faults of this machine.
         """
+        async with contextlib.AsyncExitStack() as places:
+            yield await self._fetch(url, is_whole, places)
+
+    async def _fetch(self, url: str, is_whole: IsWhole, places: contextlib.AsyncExitStack) -> Fetched:
         start, clock, attempt = time.monotonic(), _Clock(self._settings.deadline_s), 0
         while True:
             attempt += 1
             trial = _Trial()
             failure = await self._try(url, trial, clock, is_whole)
+            if trial.has_place and failure is None:
+                places.callback(self._places.release)
+            elif trial.has_place:
+                self._places.release()
             if failure is None:
                 outcome = _Failure("", "ok")
                 break
@@ -227,6 +241,8 @@ class Fetcher:
                 raise _Failure(f"opted out: {directive} (fetch.honour_opt_out)", "refused")
         if (response.content_length or 0) > self._settings.max_bytes:
             raise self._too_large(f"{response.content_length:,} bytes announced")
+        await self._places.acquire()
+        trial.has_place = True
         trial.delimited = response.content_length is not None or "Transfer-Encoding" in headers
         async for chunk in response.content.iter_any():
             trial.chunks.append(chunk)

@@ -127,12 +127,12 @@ class Pictures:
         if about is not None:
             self.resumed += 1
             return Picture(Fetched(**about.pop("fetched")), origin, **about)
-        fetched = await self._fetcher.fetch(origin, lambda data: not may_be_cut(data))
-        self.bytes += fetched.bytes
-        if fetched.status != "ok":
-            return Picture(fetched, origin)
-        self.fetched += 1
-        return await asyncio.to_thread(self._keep, fetched, origin)
+        async with self._fetcher.fetch(origin, lambda data: not may_be_cut(data)) as fetched:
+            self.bytes += fetched.bytes
+            if fetched.status != "ok":
+                return Picture(fetched, origin)
+            self.fetched += 1
+            return await asyncio.to_thread(self._keep, fetched, origin)
 
     def _keep_local(self, path: Path, origin: str) -> Picture:
         fetched = _read_local(path, self._settings.max_bytes)
