@@ -93,6 +93,7 @@ def ours(base: str, pairs: int, concurrency: int) -> int:
         for number, (photo, edit) in enumerate(urls(base, pairs))
     ]
     write_table(store, layout.manifest_table(shard), MANIFEST, records)
+    del records
     profile = validate({"fetch": {"concurrency": concurrency}})
     product = fetch_pairs(store, profile, shard, lambda line: None)
     assert product.stats["ok"] == pairs, product.stats
