@@ -150,7 +150,8 @@ class Pictures:
         picture = Picture(fetched, origin, sha256, extension, width, height)
         about = {
             "fetched": {
-                field.name: getattr(fetched, field.name) for field in fields(fetched) if field.name != "chunks"
+                field.name: getattr(fetched, field.name)
+                for field in fields(fetched) if field.name != "chunks"
             },
             "sha256": sha256, "extension": extension, "width": width, "height": height,
         }  # fmt: skip

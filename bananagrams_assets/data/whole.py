@@ -65,7 +65,7 @@ def _png_ends(view: memoryview) -> bool:
             view[end : end + 4], "big"
         ):
             return False
-        if view[position + 4 : position + 8] == b"IEND":
+        if bytes(view[position + 4 : position + 8]) == b"IEND":
             return True
         position = end + 4
     return False

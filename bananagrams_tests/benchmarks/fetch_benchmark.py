@@ -103,9 +103,7 @@ def ours(base: str, pairs: int, concurrency: int) -> int:
 def requests_loop(base: str, pairs: int, concurrency: int) -> int:
     import requests
 
-    return sum(
-        save(url, requests.get(url, timeout=60).content) for pair in urls(base, pairs) for url in pair
-    )
+    return sum(save(url, requests.get(url, timeout=60).content) for pair in urls(base, pairs) for url in pair)
 
 
 def save(url: str, body: bytes) -> int:
