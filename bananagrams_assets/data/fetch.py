@@ -49,8 +49,8 @@ class Fetched:
 
     `status` is "ok", "failed" (the server or the network) or "refused" (our own limits, or the server's
     wish not to be used); `chunks` is the body as it came; `may_pass` tells of a failure whether it might be
-    gone another day; `http_status` is the last answer's, 0 where there was none; `attempts` counts tries, `bytes` what was
-    read in the last one and `seconds` all of it, waits included.
+    gone another day; `http_status` is the last answer's, 0 where there was none; `attempts` counts tries,
+    `bytes` what was read in the last one and `seconds` all of it, waits included.
     """
 
     status: Status
