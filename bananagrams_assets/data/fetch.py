@@ -9,7 +9,7 @@ import math
 import random
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .addresses import Allowed
 
 REDIRECTS = 5
+BODIES = 2
+"""Bodies in memory, in units of `fetch.concurrency`: what waits to be stored holds up what is to come."""
 
 _BUFFER = 2**20
 _BUSY = frozenset({429, 503})
@@ -41,19 +43,19 @@ class FetchError(RuntimeError):
     """Fetching is impossible on this machine as it stands, whatever is asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """What came of one URL.
 
     `status` is "ok", "failed" (the server or the network) or "refused" (our own limits, or the server's
-    wish not to be used); `may_pass` tells of a failure whether it might be gone another day;
-    `http_status` is the last answer's, 0 where there was none; `attempts` counts tries, `bytes` what was
-    read in the last one and `seconds` all of it, waits included.
+    wish not to be used); `chunks` is the body as it came; `may_pass` tells of a failure whether it might be
+    gone another day; `http_status` is the last answer's, 0 where there was none; `attempts` counts tries,
+    `bytes` what was read in the last one and `seconds` all of it, waits included.
     """
 
     status: Status
     reason: str = ""
-    data: bytes = b""
+    chunks: Sequence[bytes] = ()
     http_status: int = 0
     attempts: int = 0
     bytes: int = 0
@@ -70,10 +72,7 @@ class _Trial:
     chunks: list[bytes] = field(default_factory=list)
     delimited: bool = True
     """Whether the server said where the body ends."""
-
-    @property
-    def body(self) -> bytes:
-        return self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+    has_place: bool = False
 
 
 @dataclass
@@ -108,19 +107,30 @@ class Fetcher:
     ) -> None:
         self._session, self._settings, self._allowed, self._pacer = session, settings, allowed, pacer
         self._room = asyncio.Semaphore(settings.concurrency)
+        self._places = asyncio.Semaphore(BODIES * settings.concurrency)
         self._random = random.Random()
 
-    async def fetch(self, url: str, is_whole: IsWhole = bool) -> Fetched:
+    @asynccontextmanager
+    async def fetch(self, url: str, is_whole: IsWhole = bool) -> AsyncIterator[Fetched]:
         """Fetch one URL; what goes wrong with it is in the result. Never raises for a URL's sake.
 
-        `is_whole` judges a body that came without its length: only its content tells whether it was cut.
-        Raises FetchError for faults of this machine.
+        The body takes one of BODIES x `concurrency` places until the `with` block ends. `is_whole` judges
+        a body that came without its length: only its content tells whether it was cut. Raises FetchError
+        for faults of this machine.
         """
+        async with contextlib.AsyncExitStack() as places:
+            yield await self._fetch(url, is_whole, places)
+
+    async def _fetch(self, url: str, is_whole: IsWhole, places: contextlib.AsyncExitStack) -> Fetched:
         start, clock, attempt = time.monotonic(), _Clock(self._settings.deadline_s), 0
         while True:
             attempt += 1
             trial = _Trial()
             failure = await self._try(url, trial, clock, is_whole)
+            if trial.has_place and failure is None:
+                places.callback(self._places.release)
+            elif trial.has_place:
+                self._places.release()
             if failure is None:
                 outcome = _Failure("", "ok")
                 break
@@ -131,7 +141,7 @@ class Fetcher:
             await asyncio.sleep(wait)
         seconds = time.monotonic() - start
         return Fetched(
-            outcome.status, outcome.reason, trial.body if outcome.status == "ok" else b"", trial.http_status,
+            outcome.status, outcome.reason, trial.chunks if outcome.status == "ok" else (), trial.http_status,
             attempt, trial.size, seconds, outcome.may_pass,
         )  # fmt: skip
 
@@ -154,7 +164,7 @@ class Fetcher:
 
         try:
             await self._follow(url, trial, clock)
-            if not trial.delimited and not await asyncio.to_thread(is_whole, trial.body):
+            if not trial.delimited and not await asyncio.to_thread(is_whole, b"".join(trial.chunks)):
                 raise _cut(trial)
         except _Failure as failure:
             return failure
@@ -231,6 +241,8 @@ class Fetcher:
                 raise _Failure(f"opted out: {directive} (fetch.honour_opt_out)", "refused")
         if (response.content_length or 0) > self._settings.max_bytes:
             raise self._too_large(f"{response.content_length:,} bytes announced")
+        await self._places.acquire()
+        trial.has_place = True
         trial.delimited = response.content_length is not None or "Transfer-Encoding" in headers
         async for chunk in response.content.iter_any():
             trial.chunks.append(chunk)
@@ -262,6 +274,9 @@ async def open_fetcher(settings: FetchSettings) -> AsyncIterator[Fetcher]:
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=_BUFFER,
     ) as session:
+        # On a kept connection that turns out closed, aiohttp asks again by itself, outside the pace and the
+        # count of tries. It has no public switch for that; its own test client sets this one.
+        session._retry_connection = False
         try:
             yield Fetcher(session, settings, allowed, pacer)
         except OSError as error:

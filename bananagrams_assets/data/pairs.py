@@ -43,7 +43,7 @@ def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
     Nothing is asked for twice: each finished picture waits in the spool, so that a run that was killed,
     cancelled or timed out is taken up where it ended; and pairs that an earlier build of this shard
     holds are taken from there, as are its failures that will not pass. At most 4 x `fetch.concurrency`
-    pairs are begun, and their pictures in memory. To fetch all anew, delete the shard's
+    pairs are begun, and 2 x `fetch.concurrency` pictures in memory. To fetch all anew, delete the shard's
     table. SIGINT and SIGTERM end the work at once and then do what they do without it.
 
     Raises FetchError where not one server answered, StoreError and OSError for faults of this machine.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import threading
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import FetchSettings
-from ..vision.images import PictureError, decode, encode_jpeg, fit, probe
+from ..vision.images import PictureError, decode, encode_jpeg, fit
 from .fetch import Fetched, Fetcher
 from .spool import Spool
-from .whole import check_whole, may_be_cut
+from .whole import Data, check_whole, may_be_cut, probe_header
 
 PARTS = ("input", "edited")
 LOCAL = "local"
@@ -25,11 +26,12 @@ five times the bytes; on the photographs that scikit-image ships this quality is
 on average, most in fine colour texture."""
 
 _LOCAL_PREFIX = "local:"
+_BUFFER = 2**22
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
 _MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """How a picture came (without its bytes, which are in the spool), from where, and what it is."""
 
@@ -75,6 +77,8 @@ class Pictures:
     def __init__(self, fetcher: Fetcher, spool: Spool, settings: FetchSettings) -> None:
         self._fetcher, self._spool, self._settings = fetcher, spool, settings
         self._tasks: dict[str, asyncio.Task[Picture]] = {}
+        self._done: dict[str, Picture] = {}
+        self._own = _Buffer()
         self.fetched = self.resumed = self.bytes = 0
 
     async def first_of(self, candidates: Sequence[str]) -> Picture:
@@ -95,9 +99,9 @@ class Pictures:
         told = next((failed for failed in reversed(failures) if failed.fetched.may_pass), failures[-1])
         return replace(told, fetched=replace(told.fetched, attempts=attempts))
 
-    def bytes_of(self, picture: Picture) -> bytes:
-        """What is stored of a picture that is ok. Raises StoreError."""
-        return self._spool.read(_name(picture.origin))
+    def bytes_of(self, picture: Picture) -> bytes | memoryview:
+        """What is stored of a picture that is ok, until the same thread asks again. Raises StoreError."""
+        return self._spool.read(_name(picture.origin), self._own.buffer)
 
     def cancel(self) -> list[asyncio.Task[Picture]]:
         """Give up whatever is under way; returns what to wait for."""
@@ -108,9 +112,12 @@ class Pictures:
 
     async def _get(self, origin: str) -> Picture:
         name = _name(origin)
-        if name not in self._tasks:
-            self._tasks[name] = asyncio.create_task(self._obtain(name))
-        return replace(await self._tasks[name], origin=origin)
+        if name not in self._done:
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._obtain(name))
+            self._done[name] = await self._tasks[name]
+            self._tasks.pop(name, None)
+        return replace(self._done[name], origin=origin)
 
     async def _obtain(self, origin: str) -> Picture:
         path = local_path(origin)
@@ -120,20 +127,20 @@ class Pictures:
         if about is not None:
             self.resumed += 1
             return Picture(Fetched(**about.pop("fetched")), origin, **about)
-        fetched = await self._fetcher.fetch(origin, lambda data: not may_be_cut(data))
-        self.bytes += fetched.bytes
-        if fetched.status != "ok":
-            return Picture(fetched, origin)
-        self.fetched += 1
-        return await asyncio.to_thread(self._keep, fetched, origin)
+        async with self._fetcher.fetch(origin, lambda data: not may_be_cut(data)) as fetched:
+            self.bytes += fetched.bytes
+            if fetched.status != "ok":
+                return Picture(fetched, origin)
+            self.fetched += 1
+            return await asyncio.to_thread(self._keep, fetched, origin)
 
     def _keep_local(self, path: Path, origin: str) -> Picture:
         fetched = _read_local(path, self._settings.max_bytes)
         return self._keep(fetched, origin) if fetched.status == "ok" else Picture(fetched, origin)
 
     def _keep(self, fetched: Fetched, origin: str) -> Picture:
-        data = fetched.data
-        fetched = replace(fetched, data=b"")
+        data = self._whole(fetched)
+        fetched = replace(fetched, chunks=())
         sha256 = hashlib.sha256(data).hexdigest()
         try:
             stored, extension, width, height = _inspect(data, self._settings)
@@ -143,7 +150,8 @@ class Pictures:
         picture = Picture(fetched, origin, sha256, extension, width, height)
         about = {
             "fetched": {
-                name: value for name, value in vars(fetched).items() if name != "data"
+                field.name: getattr(fetched, field.name)
+                for field in fields(fetched) if field.name != "chunks"
             },
             "sha256": sha256, "extension": extension, "width": width, "height": height,
         }  # fmt: skip
@@ -151,13 +159,33 @@ class Pictures:
         self._spool.put(origin, about, stored, stored_sha256)
         return picture
 
+    def _whole(self, fetched: Fetched) -> bytes | memoryview:
+        """The body in one piece, until the same thread asks again."""
+        chunks, buffer = fetched.chunks, self._own.buffer
+        if len(chunks) == 1:
+            return chunks[0]
+        if fetched.bytes > len(buffer):
+            return b"".join(chunks)
+        view, end = memoryview(buffer), 0
+        for chunk in chunks:
+            view[end : end + len(chunk)] = chunk
+            end += len(chunk)
+        return view[:end]
+
+
+class _Buffer(threading.local):
+    """A thread's room for one picture of usual size: new memory for each would cost as much as hashing it."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(_BUFFER)
+
 
 def _name(origin: str) -> str:
     """What names one picture: a fragment is never sent, and tells tiles of one photograph apart."""
     return origin if origin.startswith(_LOCAL_PREFIX) else urllib.parse.urldefrag(origin).url
 
 
-def _inspect(data: bytes, settings: FetchSettings) -> tuple[bytes, str, int, int]:
+def _inspect(data: Data, settings: FetchSettings) -> tuple[Data, str, int, int]:
     """(bytes to store, extension, width, height) of a whole picture. Raises PictureError.
 
     Pixels are decoded where the picture is fitted to a smaller size.
@@ -166,8 +194,8 @@ def _inspect(data: bytes, settings: FetchSettings) -> tuple[bytes, str, int, int
     if side is None:
         found = check_whole(data, settings.max_pixels)
         return data, _EXTENSIONS.get(found.format, found.format.lower()), found.width, found.height
-    kind = probe(data, settings.max_pixels).format
-    rgb = decode(data, settings.max_pixels)
+    kind = probe_header(data, settings.max_pixels).format
+    rgb = decode(bytes(data), settings.max_pixels)
     extension = _EXTENSIONS.get(kind, kind.lower())
     if max(rgb.shape[:2]) > side:
         rgb = fit(rgb, side)
@@ -187,4 +215,4 @@ def _read_local(path: Path, max_bytes: int) -> Fetched:
         if error.errno not in _MISSING:
             raise
         return Fetched("failed", f"local file cannot be read: {path.name}: {error.strerror}", may_pass=True)
-    return Fetched("ok", data=data, bytes=len(data))
+    return Fetched("ok", chunks=(data,), bytes=len(data))

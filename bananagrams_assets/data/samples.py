@@ -5,7 +5,6 @@ The key ends at the first dot, as in WebDataset (https://github.com/webdataset/w
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from typing import IO, cast
 from .product import HashingWriter, hashing_writer
 from .store import Store
 
-_COPY = 2**24
 _READ = 2**18
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
 
@@ -68,23 +66,24 @@ class SampleWriter:
 
     def __init__(self, file: HashingWriter) -> None:
         self.file = file
-        # By default tarfile copies 16 KB at a time, each with its turn for the interpreter's lock.
-        self._tar = tarfile.TarFile(
-            fileobj=cast("IO[bytes]", file), mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPY
-        )
 
-    def add(self, key: str, part: str, data: bytes) -> None:
+    def add(self, key: str, part: str, data: bytes | memoryview) -> None:
         """Append `<key>.<part>`. Raises SampleError for an unsafe name."""
         name = f"{key}.{part}"
         split_name(name)
         header = tarfile.TarInfo(name)
         header.size, header.mode, header.mtime = len(data), 0o644, 0
-        self._tar.addfile(header, io.BytesIO(data))
-        # tarfile remembers every header; a shard may hold any number.
-        self._tar.members.clear()  # type: ignore[attr-defined]
+        # TarFile would copy each content, and remember every header.
+        self.file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        self.file.write(data)
+        self._fill(tarfile.BLOCKSIZE)
 
     def close(self) -> None:
-        self._tar.close()
+        self.file.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._fill(tarfile.RECORDSIZE)
+
+    def _fill(self, block: int) -> None:
+        self.file.write(bytes(-self.file.tell() % block))
 
 
 @contextmanager

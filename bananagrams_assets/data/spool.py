@@ -47,7 +47,7 @@ class Spool:
             return None
         return about if hashlib.sha256(data).hexdigest() == about.pop("stored_sha256") else None
 
-    def put(self, origin: str, about: Mapping[str, Any], data: bytes, sha256: str) -> None:
+    def put(self, origin: str, about: Mapping[str, Any], data: bytes | memoryview, sha256: str) -> None:
         """Keep a picture of this digest and what is known of it. Raises StoreError, as for a full disk."""
         path = self._path(origin)
         temporary = self._folder / f"{TEMPORARY}{secrets.token_hex(8)}"
@@ -59,11 +59,19 @@ class Spool:
         except OSError as error:
             raise StoreError(f"{path}: writing failed: {error.strerror or error}") from error
 
-    def read(self, origin: str) -> bytes:
-        """The bytes of a picture that this run has put or found. Raises StoreError."""
+    def read(self, origin: str, buffer: bytearray) -> bytes | memoryview:
+        """The bytes of a picture that this run has put or found, in `buffer` where it is large enough.
+
+        Memory that is used again costs a third of new memory. Raises StoreError.
+        """
         path = self._path(origin)
         try:
-            return self._read(path)[1]
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > len(buffer) or (count := file.readinto(buffer)) < size:
+                    file.seek(0)
+                    return self._read(path)[1]
+            return memoryview(buffer)[buffer.index(b"\n", 0, count) + 1 : count]
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: a finished picture cannot be read again: {error}") from error
 
@@ -77,7 +85,7 @@ class Spool:
             return json.loads(file.readline()), file.read()
 
 
-def _write_all(file: int, blocks: Sequence[bytes]) -> None:
+def _write_all(file: int, blocks: Sequence[bytes | memoryview]) -> None:
     views = [memoryview(block) for block in blocks]
     while views:
         written = os.writev(file, views)
@@ -107,6 +115,8 @@ def open_spool(store_url: str, shard: str, kind: str, say: Say) -> Iterator[Spoo
         raise StoreError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:
         folder.mkdir(exist_ok=True)
+        for path in folder.glob(f"{TEMPORARY}*"):
+            path.unlink()
         yield Spool(folder, kind)
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_suffix(".lock").unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import dagster as dg
 
 from ..config import Profile
 from ..data.aligned import align_pairs
+from ..data.fetch import FetchError
 from ..data.index import index_split
 from ..data.manifest import build_manifest
 from ..data.masks import make_masks
@@ -25,8 +26,8 @@ from .partitions import PROFILE, shard_partitions, shards_of_split, split_partit
 from .resources import StoreResource
 
 OWNERS = ["team:dataset"]
-ANOTHER_TRY = dg.RetryPolicy(max_retries=1, delay=20)
-"""For faults of the network alone: what is finished is kept, so another try repeats little."""
+ANOTHER_TRY_S = 20
+"""Seconds until the second and last try of a run that had no network; what is finished is kept."""
 
 
 class BuildConfig(dg.Config):
@@ -98,7 +99,6 @@ def manifest(
     owners=OWNERS,
     code_version=code_version("image_pairs"),
     pool="fetch",
-    retry_policy=ANOTHER_TRY,
 )
 def image_pairs(
     context: dg.AssetExecutionContext, config: PairsConfig, store: StoreResource
@@ -107,7 +107,11 @@ def image_pairs(
     opened = store.open()
     count = failures_that_may_pass(opened, context.partition_key) if config.retry_failed else 0
     because = f"{count} failures may have passed" if count else ""
-    return build(context, config, opened, fetch_pairs, because)
+    try:
+        return build(context, config, opened, fetch_pairs, because)
+    except FetchError as error:
+        # With a retry policy Dagster would begin a run anew that a person has ended.
+        raise dg.RetryRequested(max_retries=1, seconds_to_wait=ANOTHER_TRY_S) from error
 
 
 @dg.asset(

@@ -1,8 +1,10 @@
 """Fetching a shard beside a plain `requests` loop and a bare aiohttp client.
 
 A server on the loopback address, a process of its own, answers after 20 ms with pictures of real sizes
-under the paths of the public data set. Each client runs in a fresh process, in turn. The two others read
-the same bodies and throw them away; ours checks, hashes and stores them, and writes shard and table.
+under the paths of the public data set. Each client runs in a fresh process, in turn. The bare client and
+the `requests` loop ask with the same concurrency, or one by one, and save each body to a file, as a script
+would; the third does nothing with them. Ours checks and hashes pictures, keeps each one against a kill, and
+writes shard and table.
 
 python -m bananagrams_tests.benchmarks.fetch_benchmark [--pairs 1000] [--concurrency 16] [--rounds 1]
 """
@@ -39,7 +41,7 @@ def make_pictures(folder: Path) -> None:
         rng = np.random.default_rng(number)
         size = (PHOTO_SIDE, PHOTO_SIDE * 3 // 4)
         smooth = cv2.resize(rng.random((24, 32, 3), np.float32), size, interpolation=cv2.INTER_CUBIC)
-        grain = rng.normal(0, 5, (size[1], size[0], 3))
+        grain = rng.normal(0, 10, (size[1], size[0], 3))
         photo = np.clip(smooth * 255 + grain, 0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / f"{number}.jpg"), photo, [cv2.IMWRITE_JPEG_QUALITY, 90])
         edit = np.clip(smooth * 255 + grain / 2, 0, 255).astype(np.uint8)
@@ -91,6 +93,7 @@ def ours(base: str, pairs: int, concurrency: int) -> int:
         for number, (photo, edit) in enumerate(urls(base, pairs))
     ]
     write_table(store, layout.manifest_table(shard), MANIFEST, records)
+    del records
     profile = validate({"fetch": {"concurrency": concurrency}})
     product = fetch_pairs(store, profile, shard, lambda line: None)
     assert product.stats["ok"] == pairs, product.stats
@@ -100,10 +103,15 @@ def ours(base: str, pairs: int, concurrency: int) -> int:
 def requests_loop(base: str, pairs: int, concurrency: int) -> int:
     import requests
 
-    return sum(len(requests.get(url, timeout=60).content) for pair in urls(base, pairs) for url in pair)
+    return sum(save(url, requests.get(url, timeout=60).content) for pair in urls(base, pairs) for url in pair)
 
 
-def bare_client(base: str, pairs: int, concurrency: int) -> int:
+def save(url: str, body: bytes) -> int:
+    (Path(os.environ["DAGSTER_HOME"]) / url.rpartition("/")[2]).write_bytes(body)
+    return len(body)
+
+
+def bare_client(base: str, pairs: int, concurrency: int, keep: Callable[[str, bytes], int] = save) -> int:
     import aiohttp
 
     async def main() -> int:
@@ -112,7 +120,7 @@ def bare_client(base: str, pairs: int, concurrency: int) -> int:
 
         async def get(session: aiohttp.ClientSession, url: str) -> int:
             async with room, session.get(url) as response:
-                return len(await response.read())
+                return keep(url, await response.read())
 
         async with aiohttp.ClientSession(connector=connector) as session:
             wanted = (get(session, url) for pair in urls(base, pairs) for url in pair)
@@ -121,13 +129,19 @@ def bare_client(base: str, pairs: int, concurrency: int) -> int:
     return asyncio.run(main())
 
 
+def bare_client_in_memory(base: str, pairs: int, concurrency: int) -> int:
+    return bare_client(base, pairs, concurrency, keep=lambda url, body: len(body))
+
+
 CLIENTS: dict[str, Callable[[str, int, int], int]] = {
-    "ours": ours, "bare aiohttp": bare_client, "requests loop": requests_loop,
+    "ours": ours, "bare aiohttp": bare_client, "bare aiohttp, nothing kept": bare_client_in_memory,
+    "requests loop": requests_loop,
 }  # fmt: skip
 
 MODULES = {
-    "ours": ("aiohttp", "pyarrow.parquet", "bananagrams_assets.data.pairs"),
+    "ours": ("aiohttp", "pandas", "pyarrow.compute", "pyarrow.parquet", "bananagrams_assets.data.pairs"),
     "bare aiohttp": ("aiohttp",),
+    "bare aiohttp, nothing kept": ("aiohttp",),
     "requests loop": ("requests",),
 }
 """Imported before the clock starts."""
@@ -143,7 +157,13 @@ def run_client(name: str, base: str, pairs: int, concurrency: int) -> None:
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"wall": wall, "cpu": cpu, "bytes": size, "peak_mb": after.ru_maxrss / 1024}))
+    print(json.dumps({"wall": wall, "cpu": cpu, "bytes": size, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process. That of getrusage begins with what its parent had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def measure(name: str, base: str, pairs: int, concurrency: int) -> dict[str, Any]:
@@ -207,7 +227,7 @@ def main() -> None:
             cpu = statistics.median(run["cpu"] for run in found)
             rates[name] = pictures / wall
             speed = f"{rates[name]:7.1f} pictures/s  {found[0]['bytes'] / wall / 1e6:7.1f} MB/s"
-            print(f"{name:14} {wall:7.2f} s  {speed}  {1e3 * cpu / pictures:6.2f} ms CPU a picture")
+            print(f"{name:26} {wall:7.2f} s  {speed}  {1e3 * cpu / pictures:6.2f} ms CPU a picture")
         for name in names[1:]:
             print(f"ours / {name}: {rates['ours'] / rates[name]:.2f}")
         for pairs in chosen.memory_pairs:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import threading
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from bananagrams_assets.config import FetchSettings
 from bananagrams_assets.data.addresses import Allowed, HostRefusedError, check_literal, is_public
-from bananagrams_assets.data.fetch import Fetched, open_fetcher, retry_after_s
+from bananagrams_assets.data.fetch import BODIES, Fetched, Fetcher, IsWhole, open_fetcher, retry_after_s
 
 from .servers import (
     Handler,
@@ -29,12 +30,17 @@ from .servers import (
 PICTURE = bytes(range(256)) * 40
 
 
+async def fetched(fetcher: Fetcher, url: str, is_whole: IsWhole = bool) -> Fetched:
+    async with fetcher.fetch(url, is_whole) as found:
+        return found
+
+
 def fetch(*urls: str, **settings: Any) -> list[Fetched]:
     quick = {"attempts": 3, "timeout_s": 2.0, "backoff_s": 0.01, "concurrency": 4, **settings}
 
     async def run() -> list[Fetched]:
         async with open_fetcher(FetchSettings(**quick)) as fetcher:
-            return list(await asyncio.gather(*(fetcher.fetch(url) for url in urls)))
+            return list(await asyncio.gather(*(fetched(fetcher, url) for url in urls)))
 
     return asyncio.run(run())
 
@@ -42,7 +48,7 @@ def fetch(*urls: str, **settings: Any) -> list[Fetched]:
 def test_a_picture_comes_as_it_was_sent(server: Server) -> None:
     server.answers["/a.jpg"] = body(PICTURE)
     (got,) = fetch(f"{server.url}/a.jpg", user_agent="tests/1")
-    assert (got.status, got.data, got.http_status, got.attempts) == ("ok", PICTURE, 200, 1)
+    assert (got.status, b"".join(got.chunks), got.http_status, got.attempts) == ("ok", PICTURE, 200, 1)
     assert got.bytes == len(PICTURE)
     assert server.agents == {"tests/1"}
 
@@ -50,7 +56,7 @@ def test_a_picture_comes_as_it_was_sent(server: Server) -> None:
 def test_a_busy_server_is_asked_again(server: Server) -> None:
     server.answers["/a"] = failing_first(2, 503, PICTURE)
     (got,) = fetch(f"{server.url}/a")
-    assert (got.status, got.attempts, got.data) == ("ok", 3, PICTURE)
+    assert (got.status, got.attempts, b"".join(got.chunks)) == ("ok", 3, PICTURE)
 
 
 def test_tries_end(server: Server) -> None:
@@ -92,7 +98,7 @@ def test_a_pause_asked_of_one_request_holds_for_the_whole_server(server: Server)
 def test_a_cut_body_is_fetched_again(server: Server) -> None:
     server.answers["/a"] = cut_first(1, PICTURE)
     (got,) = fetch(f"{server.url}/a")
-    assert (got.status, got.attempts, got.data) == ("ok", 2, PICTURE)
+    assert (got.status, got.attempts, b"".join(got.chunks)) == ("ok", 2, PICTURE)
 
 
 def test_a_body_that_is_always_cut_fails(server: Server) -> None:
@@ -129,7 +135,7 @@ def test_redirects_are_followed(server: Server) -> None:
     server.answers["/b"] = status(301, Location=f"{server.url}/c")
     server.answers["/c"] = body(PICTURE)
     (got,) = fetch(f"{server.url}/a")
-    assert (got.status, got.data) == ("ok", PICTURE)
+    assert (got.status, b"".join(got.chunks)) == ("ok", PICTURE)
 
 
 def test_redirects_end(server: Server) -> None:
@@ -158,7 +164,7 @@ def test_a_redirect_to_a_place_of_our_own_is_refused(
     monkeypatch.setenv("BANANAGRAMS_ALLOW_HOSTS", f"{server.url.removeprefix('http://').partition(':')[0]}")
     (got,) = fetch(f"{server.url}/a", attempts=1)
     assert got.status in ("refused", "failed")
-    assert got.data == b""
+    assert b"".join(got.chunks) == b""
     if "localhost" not in target:
         assert got.status == "refused"
 
@@ -182,7 +188,7 @@ def test_no_spelling_of_a_place_of_our_own_gets_through(
     server.answers["/a"] = body(PICTURE)
     port = server.url.rpartition(":")[2]
     (got,) = fetch(f"http://{host}:{port}/a", attempts=1)
-    assert (got.status != "ok", got.data) == (True, b"")
+    assert (got.status != "ok", b"".join(got.chunks)) == (True, b"")
     assert not server.asked
 
 
@@ -238,7 +244,7 @@ def test_a_server_that_opts_out_is_honoured_unless_told_otherwise(server: Server
     assert (got.status, got.may_pass, got.attempts) == ("refused", False, 1)
     assert got.reason.startswith("opted out: X-Robots-Tag")
     (got,) = fetch(f"{server.url}/a", honour_opt_out=False)
-    assert (got.status, got.data) == ("ok", PICTURE)
+    assert (got.status, b"".join(got.chunks)) == ("ok", PICTURE)
 
 
 def test_the_agent_names_a_contact(server: Server) -> None:
@@ -299,7 +305,43 @@ def test_half_a_body_without_a_length_is_told_by_its_content(server: Server) -> 
 
     async def run() -> Fetched:
         async with open_fetcher(FetchSettings(backoff_s=0.01)) as fetcher:
-            return await fetcher.fetch(f"{server.url}/a", lambda data: len(data) == len(PICTURE))
+            return await fetched(fetcher, f"{server.url}/a", lambda data: len(data) == len(PICTURE))
 
     got = asyncio.run(run())
-    assert (got.status, got.attempts, got.data) == ("ok", 2, PICTURE)
+    assert (got.status, got.attempts, b"".join(got.chunks)) == ("ok", 2, PICTURE)
+
+
+def test_a_kept_connection_that_turns_out_closed_counts_as_a_try(server: Server) -> None:
+    def hang_up(request: Handler, before: int) -> None:
+        request.close_connection = True
+
+    server.answers.update({"/a": body(PICTURE), "/b": hang_up})
+
+    async def run() -> list[Fetched]:
+        settings = FetchSettings(attempts=2, backoff_s=0.01, concurrency=1)
+        async with open_fetcher(settings) as fetcher:
+            return [await fetched(fetcher, f"{server.url}{path}") for path in ("/a", "/b", "/a", "/b")]
+
+    assert [got.attempts for got in asyncio.run(run())] == [1, 2, 1, 2]
+    assert server.asked == {"/a": 2, "/b": 4}
+
+
+def test_no_more_bodies_are_read_than_there_are_places_for(server: Server) -> None:
+    server.answers["/a"] = body(PICTURE)
+
+    async def run() -> Fetched:
+        async with open_fetcher(FetchSettings(concurrency=1)) as fetcher:
+            held = [contextlib.AsyncExitStack() for _ in range(BODIES)]
+            for stack in held:
+                await stack.enter_async_context(fetcher.fetch(f"{server.url}/a"))
+            one_more = asyncio.create_task(fetched(fetcher, f"{server.url}/a"))
+            while server.asked["/a"] == BODIES:
+                await asyncio.sleep(0.01)
+            done, _ = await asyncio.wait([one_more], timeout=0.2)
+            assert not done
+            await held[0].aclose()
+            got = await one_more
+            await held[1].aclose()
+            return got
+
+    assert asyncio.run(run()).status == "ok"

@@ -20,7 +20,7 @@ from bananagrams_assets.data import layout
 from bananagrams_assets.data.manifest import build_manifest
 from bananagrams_assets.data.pairs import fetch_pairs
 from bananagrams_assets.data.spool import Spool, open_spool, spool_folder
-from bananagrams_assets.data.store import LocalStore, StoreError
+from bananagrams_assets.data.store import LocalStore, Store, StoreError
 from bananagrams_assets.data.tables import MANIFEST, read_table, write_table
 from bananagrams_assets.vision.images import encode_jpeg
 
@@ -56,11 +56,11 @@ def remote(server: Server, folder: Path, count: int, latency_s: float = 0.0, **f
     return one_shard(write_manifest(folder / "remote", records), source=source, fetch=fetch)
 
 
-def rows(store: LocalStore) -> list[dict[str, Any]]:
+def rows(store: Store) -> list[dict[str, Any]]:
     return read_table(store, layout.pairs_table(SHARD))
 
 
-def timeless(store: LocalStore) -> list[dict[str, Any]]:
+def timeless(store: Store) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows(store)]
 
 
@@ -68,13 +68,12 @@ PROGRAM = """
 import json, sys
 from bananagrams_assets.profiles import validate
 from bananagrams_assets.data.pairs import fetch_pairs
-from bananagrams_assets.data.store import LocalStore
-from pathlib import Path
-fetch_pairs(LocalStore(Path(sys.argv[1])), validate(json.loads(sys.argv[2])), "train-00000", print)
+from bananagrams_assets.data.store import open_store
+fetch_pairs(open_store(sys.argv[1]), validate(json.loads(sys.argv[2])), "train-00000", print)
 """
 
 
-def start(store: LocalStore, profile: Profile) -> subprocess.Popen[str]:
+def start(store: Store, profile: Profile) -> subprocess.Popen[str]:
     """A run over the shard in a process of its own."""
     arguments = [store.url, profile.model_dump_json()]
     return subprocess.Popen(
@@ -82,7 +81,7 @@ def start(store: LocalStore, profile: Profile) -> subprocess.Popen[str]:
     )
 
 
-def finished(store: LocalStore, profile: Profile, server: Server) -> set[str]:
+def finished(store: Store, profile: Profile, server: Server) -> set[str]:
     """Paths of the pictures that an ended run has left whole."""
     folder = spool_folder(store.url, SHARD)
     if not folder.is_dir():

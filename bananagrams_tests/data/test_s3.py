@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
+from bananagrams_assets.data import layout
+from bananagrams_assets.data.manifest import build_manifest
+from bananagrams_assets.data.pairs import fetch_pairs
 from bananagrams_assets.data.product import hashing_writer
-from bananagrams_assets.data.store import MissingObject, Store, StoreError, open_store
+from bananagrams_assets.data.spool import spool_folder
+from bananagrams_assets.data.store import LocalStore, MissingObject, Store, StoreError, open_store
+
+from .photos import quiet
+from .servers import Server
+from .test_resume import SHARD, finished, remote, start, timeless, wait_for_requests
 
 from .weed import BUCKET, Weed, client, free_ports
 
@@ -111,3 +119,36 @@ def test_names_stay_inside(store: Store) -> None:
             store.write(name, b"")
         with pytest.raises(StoreError):
             store.create(name)
+
+
+def test_a_killed_run_is_taken_up_where_it_ended(
+    store: Store, port: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests-secret", "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    profile, whole = remote(server, tmp_path, 40, latency_s=0.05), LocalStore(tmp_path / "whole")
+    build_manifest(store, profile, quiet)
+    build_manifest(whole, profile, quiet)
+    for more in (15, 30):
+        process = start(store, profile)
+        wait_for_requests(server, more, process)
+        process.kill()
+        process.communicate()
+    assert not store.list("image_pairs/")
+    before = {path: server.asked[path] for path in finished(store, profile, server)}
+    assert before
+    again = fetch_pairs(store, profile, SHARD, quiet)
+    assert again.stats["resumed"] == len(before)
+    assert {path: server.asked[path] for path in before} == before
+    product = fetch_pairs(whole, profile, SHARD, quiet)
+    assert again.content == product.content
+    assert store.read(layout.pairs_tar(SHARD)) == whole.read(layout.pairs_tar(SHARD))
+    assert timeless(store) == timeless(whole)
+    assert not spool_folder(store.url, SHARD).exists()
+    server.asked.clear()
+    assert fetch_pairs(store, profile, SHARD, quiet).content == product.content
+    assert not server.asked

@@ -1,0 +1,81 @@
+"""A run that a person ends in the web server."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from bananagrams_assets.data.layout import pairs_tar
+from bananagrams_assets.data.store import LocalStore
+from bananagrams_assets.vision.images import encode_jpeg
+
+from ..data.photos import edited, photograph, png, record, write_manifest
+from ..data.servers import body, serving, stalled
+from .server import Server, dagster_dev, wait_for
+from .test_dagster_dev import LAUNCH_RUN, RUN
+
+SHARD = "train-00000"
+TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+
+
+def launch(server: Server, asset: str, partition: str | None) -> str:
+    tags = [{"key": "dagster/partition", "value": partition}] if partition else []
+    selector = {
+        "repositoryLocationName": "bananagrams", "repositoryName": "__repository__",
+        "jobName": "__ASSET_JOB", "assetSelection": [{"path": [asset]}],
+    }  # fmt: skip
+    params = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": tags}}
+    found = server.query(LAUNCH_RUN, params=params)["launchRun"]
+    assert found["__typename"] == "LaunchRunSuccess", found
+    return str(found["run"]["runId"])
+
+
+def status_of(server: Server, run: str) -> str:
+    return str(server.query(RUN, id=run)["runOrError"]["status"])
+
+
+def ended(server: Server, run: str) -> str:
+    final = ("SUCCESS", "FAILURE", "CANCELED")
+    return str(
+        wait_for(server, run, lambda: next((s for s in [status_of(server, run)] if s in final), None), 120)
+    )
+
+
+@pytest.mark.slow
+def test_a_run_that_is_terminated_ends_within_five_seconds_and_keeps_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BANANAGRAMS_ALLOW_HOSTS", "127.0.0.1")
+    with serving() as pictures:
+        records = []
+        for number in range(6):
+            photo = photograph(number)
+            pictures.answers[f"/{number}.jpg"] = body(encode_jpeg(photo, 95))
+            pictures.answers[f"/nb/{number}.png"] = body(png(edited(photo)))
+            url = f"{pictures.url}/{number}.jpg"
+            records.append(record(number, open_image_input_url=url, output_image=f"{number}.png"))
+        pictures.answers["/5.jpg"] = stalled
+        settings = [
+            f"source.manifests=[{write_manifest(tmp_path, records)}]",
+            f"source.cdn_prefix={pictures.url}/nb/",
+            *(f"splits.{name}={{ratio: {ratio}, shards: 1}}" for name, ratio in
+              (("train", 1.0), ("dev", 0.0), ("test", 0.0))),
+        ]  # fmt: skip
+        with dagster_dev(tmp_path, settings) as server:
+            assert ended(server, launch(server, "manifest", None)) == "SUCCESS"
+            run = launch(server, "image_pairs", SHARD)
+            spool = server.home / "spool"
+            wait_for(server, "eleven pictures", lambda: len(list(spool.glob("*/[!.]*"))) >= 11, 120)
+            assert pictures.asked["/5.jpg"] == 1
+            began = time.monotonic()
+            server.query(TERMINATE, id=run)
+            while time.monotonic() < began + 5 and status_of(server, run) != "CANCELED":
+                time.sleep(0.2)
+            assert status_of(server, run) == "CANCELED"
+            pictures.answers["/5.jpg"] = pictures.answers["/4.jpg"]
+            pictures.asked.clear()
+            assert ended(server, launch(server, "image_pairs", SHARD)) == "SUCCESS"
+            assert dict(pictures.asked) == {"/5.jpg": 1}
+            assert LocalStore(server.home / "store").exists(pairs_tar(SHARD))
