@@ -33,7 +33,7 @@ from bananagrams_assets.vision.geometry import (
     resizing,
 )
 from bananagrams_assets.vision.geometry import warp as warp
-from bananagrams_assets.vision.images import RGB, resize
+from bananagrams_assets.vision.images import RGB, fitted_size, resize
 
 MODELS: dict[str, tuple[int, ...]] = {
     "resize": (),
@@ -85,7 +85,7 @@ class Alignment:
     `residual_px`: their root mean square distance, in input px. `overlap`: float64 (N, 2), the known part
     of the input as a convex polygon; `overlap_share`: its share of the input, 0..1. `confidence`: 0..1, how
     likely every corner of the edited picture lies within 4 px of its true place on an input of 1024 px, see
-    `confidence_of`. `evidence`: the numbers behind it, by the names of `WEIGHTS`. Where `accepted` is False,
+    `confidence_of`. Where `accepted` is False,
     `reason` says why in words, `homography` is the plain resize, `overlap` is empty and `confidence` is 0.
     """
 
@@ -97,7 +97,6 @@ class Alignment:
     overlap: Floats
     overlap_share: float
     confidence: float
-    evidence: dict[str, float]
     accepted: bool
     reason: str
 
@@ -120,16 +119,19 @@ class _Start(NamedTuple):
     negative: bool
 
 
-class _Fit(NamedTuple):
-    """A refined homography between working sizes; `residual` in px there."""
+class Fit(NamedTuple):
+    """One way to align: as in Alignment, and by the names of WEIGHTS the evidence of its confidence."""
 
     homography: Floats
     method: str
     inliers: int
     inlier_ratio: float
-    residual: float
+    residual_px: float
     evidence: dict[str, float]
-    confidence: float
+
+    @property
+    def confidence(self) -> float:
+        return confidence_of(self.evidence)
 
 
 def align(before: RGB, after: RGB, settings: AlignSettings) -> Alignment:
@@ -142,42 +144,45 @@ def align(before: RGB, after: RGB, settings: AlignSettings) -> Alignment:
     the same result on any number of threads.
     """
     target, source = _size(before), _size(after)
-    fixed, moving = (_view(picture, settings.working_side_px) for picture in (before, after))
-    corners = _corners(fixed.detail)
-    best: _Fit | None = None
+    best: Fit | None = None
     reason = ""
-    for start in _starts(fixed, moving, settings):
-        found = start if isinstance(start, str) else _refined(fixed, moving, corners, start, settings)
+    for found in attempts(before, after, settings):
         if isinstance(found, str):
             reason = found
         elif best is None or found.confidence > best.confidence:
             best = found
-        if best is not None and best.confidence >= SURE:
-            break
+            if best.confidence >= SURE:
+                break
     if best is None:
-        return _equal(fixed, moving) or _rejected(source, target, reason)
+        return _equal(before, after) or _rejected(source, target, reason)
     if best.confidence < settings.min_confidence:
         reason = f"the best fit has a confidence of {best.confidence:.2f}; {settings.min_confidence:g} needed"
-        return _equal(fixed, moving) or _rejected(source, target, reason)
-    homography = rescaled(best.homography, moving.size, source, fixed.size, target)
-    polygon = overlap_polygon(homography, source, target)
+        return _equal(before, after) or _rejected(source, target, reason)
+    polygon = overlap_polygon(best.homography, source, target)
     share = min(1.0, polygon_area(polygon) / (target[0] * target[1]))
     if share < settings.min_overlap:
         reason = f"the pictures share {share:.0%} of the input; {settings.min_overlap:.0%} needed"
         return _rejected(source, target, reason)
     return Alignment(
-        homography=homography,
+        homography=best.homography,
         method=best.method,
         inliers=best.inliers,
         inlier_ratio=best.inlier_ratio,
-        residual_px=best.residual * target[0] / fixed.size[0],
+        residual_px=best.residual_px,
         overlap=polygon,
         overlap_share=share,
         confidence=best.confidence,
-        evidence=best.evidence,
         accepted=True,
         reason="",
     )
+
+
+def attempts(before: RGB, after: RGB, settings: AlignSettings) -> Iterator[Fit | str]:
+    """What each way to align finds, or in words why it finds nothing, from the cheapest to the costliest."""
+    fixed, moving = (_view(picture, settings.working_side_px) for picture in (before, after))
+    corners = _corners(fixed.detail)
+    for start in _starts(fixed, moving, settings):
+        yield start if isinstance(start, str) else _refined(fixed, moving, corners, start, settings)
 
 
 def _view(picture: RGB, side_px: int) -> _View:
@@ -247,7 +252,7 @@ def _in_the_same_frame(fixed: _View, moving: _View) -> _Start:
     """The plain resize: what is left where features fail, in restyled or smooth pictures."""
     homography = resizing(moving.size, fixed.size)
     drawn = resize(moving.detail, fixed.size)
-    alike = _alike(fixed.detail, drawn, np.ones(drawn.shape, bool))
+    alike = _alike(fixed.detail, drawn, frame(fixed.size))
     return _Start(homography, 0, bool(len(alike)) and float(np.mean(alike)) < -0.1)
 
 
@@ -287,42 +292,53 @@ def _magsac(source: Floats, target: Floats, limit_px: float) -> Floats | None:
     return None if found is None else normalised(np.asarray(found, np.float64))
 
 
-def _corners(detail: NDArray[np.uint8]) -> NDArray[np.intp]:
+def _corners(detail: NDArray[np.uint8]) -> Floats:
     """(N, 2) x and y of the strongest corner in each cell, so that they spread over the picture."""
     height, width = detail.shape
     cell = max(4, min(CELL_PX, max(height, width) // 8))
     rows, columns = height // cell, width // cell
     if min(height, width) < WINDOW_PX:
-        return np.empty((0, 2), np.intp)
-    strength = cv2.cornerMinEigenVal(detail, 5)[: rows * cell, : columns * cell]
+        return np.empty((0, 2))
+    strength = np.zeros((height, width), np.float32)
+    margin = _margin((width, height))
+    inner = slice(margin, height - margin), slice(margin, width - margin)
+    strength[inner] = cv2.cornerMinEigenVal(detail, 5)[inner]
+    strength = strength[: rows * cell, : columns * cell]
     blocks = strength.reshape(rows, cell, columns, cell).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
     strongest = blocks.argmax(axis=1)
     row, column = np.divmod(np.arange(rows * columns), columns)
     y, x = np.divmod(strongest, cell)
     clear = blocks[np.arange(len(blocks)), strongest] > 1e-3 * strength.max()
-    return np.stack([column * cell + x, row * cell + y], axis=1)[clear]
+    return np.stack([column * cell + x, row * cell + y], axis=1)[clear].astype(np.float64)
+
+
+def _margin(size: Size) -> int:
+    """Along a frame that the other picture goes beyond, windows see what is not there, and tracks drift."""
+    return min(WINDOW_PX // 2, min(size) // 8)
 
 
 def _refined(
-    fixed: _View, moving: _View, corners: NDArray[np.intp], start: _Start, settings: AlignSettings
-) -> _Fit | str:
+    fixed: _View, moving: _View, corners: Floats, start: _Start, settings: AlignSettings
+) -> Fit | str:
     """The start refined by tracking `corners` of the input in the edited picture, drawn through the start;
     once more from where that leads, if it leads far."""
     homography, method = start.homography, ""
     detail = 255 - moving.detail if start.negative else moving.detail
     outline = frame(moving.size)
-    for levels in (3, 1):
-        drawn, known = _drawn(detail, homography, fixed.size)
-        at = corners[known[corners[:, 1], corners[:, 0]]].astype(np.float32)
+    for levels in (2 if start.matches else 4, 1):
+        back = np.linalg.inv(homography)
+        origin = project(back, corners)
+        margin = _margin(moving.size)
+        at = corners[((origin > outline[0] + margin) & (origin < outline[2] - margin)).all(axis=1)]
         if len(at) < settings.min_inliers:
             return f"only {len(at)} corners to track; {settings.min_inliers} needed"
         found, status, _ = cv2.calcOpticalFlowPyrLK(
-            fixed.detail, drawn, at, None, winSize=(WINDOW_PX, WINDOW_PX), maxLevel=levels,
+            fixed.detail, _drawn(detail, homography, fixed.size), at.astype(np.float32), None, winSize=(WINDOW_PX, WINDOW_PX), maxLevel=levels,
             criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 15, 0.03),
         )  # fmt: skip
         kept = status.ravel() > 0
-        target = at[kept].astype(np.float64)
-        source = project(np.linalg.inv(homography), found[kept].astype(np.float64))
+        target = at[kept]
+        source = project(back, found[kept].astype(np.float64))
         rough = _fitted(homography, source, target, MODELS["homography"], DRIFT_PX)
         chosen = _choose(
             source, target, rough, moving.size, fixed.size, TRACK_PX, settings.min_inliers, settings
@@ -336,8 +352,8 @@ def _refined(
             break
     squared = _squared(homography, source, target)
     agree = squared <= TRACK_PX**2
-    drawn, known = _drawn(detail, homography, fixed.size)
-    alike = _alike(fixed.detail, drawn, known)
+    polygon = overlap_polygon(homography, moving.size, fixed.size)
+    alike = _alike(fixed.detail, _drawn(detail, homography, fixed.size), polygon)
     off = _expected_error(homography, source[agree], squared[agree], method, moving.size)
     evidence = {
         "off": float(np.log(max(off / max(fixed.size), 1e-5) * 1024)),
@@ -346,10 +362,14 @@ def _refined(
         "matches": float(np.log1p(start.matches)),
         "alike": float(np.mean(alike > ALIKE)) if len(alike) else 0.0,
     }
-    return _Fit(
-        homography, method, int(agree.sum()), float(agree.mean()), float(np.sqrt(squared[agree].mean())),
-        evidence, confidence_of(evidence),
-    )  # fmt: skip
+    return Fit(
+        homography=rescaled(homography, moving.size, moving.full, fixed.size, fixed.full),
+        method=method,
+        inliers=int(agree.sum()),
+        inlier_ratio=float(agree.mean()),
+        residual_px=float(np.sqrt(squared[agree].mean())) * fixed.full[0] / fixed.size[0],
+        evidence=evidence,
+    )
 
 
 WEIGHTS: dict[str, float] = {"": 2.0, "off": -2.0, "inliers": 0.0, "ratio": 0.0, "matches": 0.0, "alike": 3.0}
@@ -360,17 +380,19 @@ def confidence_of(evidence: dict[str, float]) -> float:
     return float(1 / (1 + np.exp(-total)))
 
 
-def _drawn(detail: NDArray[np.uint8], homography: Floats, size: Size) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def _drawn(detail: NDArray[np.uint8], homography: Floats, size: Size) -> NDArray[np.uint8]:
+    """The edited picture's detail as it lies on the input at the working size; 128, no detail, outside."""
     drawn = cv2.warpPerspective(detail, homography, size, borderMode=cv2.BORDER_CONSTANT, borderValue=128)
-    source = detail.shape[1], detail.shape[0]
-    return np.asarray(drawn, np.uint8), polygon_mask(overlap_polygon(homography, source, size), size)
+    return np.asarray(drawn, np.uint8)
 
 
-def _alike(one: NDArray[np.uint8], other: NDArray[np.uint8], known: NDArray[np.bool_]) -> Floats:
-    """The correlation of two pictures' detail in each cell that has some, within what is known."""
+def _alike(one: NDArray[np.uint8], other: NDArray[np.uint8], overlap: Floats) -> Floats:
+    """The correlation of two pictures' detail in each cell of the overlap that has some."""
     height, width = one.shape
-    half, cells = (max(1, width // 2), max(1, height // 2)), (max(1, width // COMPARED_PX), max(1, height // COMPARED_PX))
-    inside = resize(known.astype(np.float32), half)
+    half, cells = (
+        (max(1, width // side), max(1, height // side)) for side in (2, COMPARED_PX)
+    )  # at half size: finer detail is what editors make anew
+    inside = polygon_mask(project(resizing((width, height), half), overlap), half).astype(np.float32)
     a, b = ((resize(picture, half).astype(np.float32) - 128) * inside for picture in (one, other))
     both, first, second, share = (resize(product, cells) for product in (a * b, a * a, b * b, inside))
     clear = (share > 0.5) & (first > 60 * share)
@@ -389,23 +411,23 @@ def _choose(
 ) -> tuple[str, Floats] | str:
     """The simplest model's name and homography that the matches support, or why there is none."""
     nominal = resizing(source_size, target_size)
-    scores: list[tuple[float, str, Floats, Floats]] = []
-    sigma2 = 0.0
+    best, chosen, problem, sigma2 = np.inf, None, "", 0.0
     for method, free in reversed(MODELS.items()):  # the most flexible first: it measures the noise
         homography = _fitted(start, source, target, free, limit_px, nominal)
         squared = _squared(homography, source, target)
-        if not sigma2:
-            close = squared[squared <= limit_px**2]
-            sigma2 = max(0.01, float(np.median(close)) / 1.386) if len(close) else 0.01  # chi², 2 dof: its median
+        close = squared <= limit_px**2
+        if not sigma2:  # half of the median of chi² with two degrees of freedom is 0.693
+            sigma2 = max(0.01, float(np.median(squared[close])) / 1.386) if close.any() else 0.01
         misfit = float(np.minimum(squared, limit_px**2).sum()) / sigma2
-        scores.append((misfit + len(free) * np.log(4 * len(source)), method, homography, squared))
-    problems = []
-    for _, method, homography, squared in sorted(scores, key=lambda score: score[0]):
-        problem = _problem(homography, squared <= limit_px**2, source_size, target_size, needed, settings)
-        if not problem:
-            return method, homography
-        problems.append(problem)
-    return problems[0]
+        if misfit > best:
+            break  # what is left is less flexible, so it fits no better
+        score = misfit + len(free) * np.log(4 * len(source))
+        if score < best:
+            wrong = _problem(homography, close, source_size, target_size, needed, settings)
+            problem = problem or wrong
+            if not wrong:
+                best, chosen = score, (method, homography)
+    return chosen or problem
 
 
 def _squared(homography: Floats, source: Floats, target: Floats) -> Floats:
@@ -521,20 +543,24 @@ def _stretch(matrices: Floats) -> Floats:
     return np.asarray(values[:, 0] / values[:, 1])
 
 
+EQUAL_PX = 128
 EQUAL_LEVELS = 1.0
+EQUAL_CONFIDENCE = 0.1
 
 
-def _equal(fixed: _View, moving: _View) -> Alignment | None:
+def _equal(before: RGB, after: RGB) -> Alignment | None:
     """Pictures that show nothing to hold on to (one colour, a gradient) but are all but equal."""
-    if abs(np.log(fixed.full[0] / fixed.full[1] * moving.full[1] / moving.full[0])) > 0.1:
+    target, source = _size(before), _size(after)
+    size = fitted_size(target, EQUAL_PX)
+    if abs(np.log(target[0] / target[1] * source[1] / source[0])) > 0.1:
         return None
-    if cv2.absdiff(fixed.grey, resize(moving.grey, fixed.size)).mean() > EQUAL_LEVELS:
+    if cv2.absdiff(*(resize(picture, size) for picture in (before, after))).mean() > EQUAL_LEVELS:
         return None
-    homography = resizing(moving.full, fixed.full)
-    return Alignment(homography, "equal", 0, 0.0, 0.0, frame(fixed.full), 1.0, 0.1, {}, True, "")
+    homography = resizing(source, target)
+    return Alignment(homography, "equal", 0, 0.0, 0.0, frame(target), 1.0, EQUAL_CONFIDENCE, True, "")
 
 
 def _rejected(source: Size, target: Size, reason: str) -> Alignment:
     return Alignment(
-        resizing(source, target), "none", 0, 0.0, 0.0, np.empty((0, 2)), 0.0, 0.0, {}, False, reason
+        resizing(source, target), "none", 0, 0.0, 0.0, np.empty((0, 2)), 0.0, 0.0, False, reason
     )
