@@ -6,15 +6,15 @@ texture. Crops, zooms and extensions are made around it, so the truth stays a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 
 from bananagrams_assets.sample import editor, filters
-from bananagrams_assets.sample.draw import noise
 from bananagrams_assets.sample.edits import Invisible, make_edit
 from bananagrams_assets.sample.photos import folder_photos, packaged_photos, read_photo
 from bananagrams_assets.vision.geometry import Floats, Size, resizing
@@ -49,29 +49,36 @@ def photographs(half: str, folder: Path = PHOTOS) -> list[Path]:
     return found[half == "odd" :: 2]
 
 
-def pairs(paths: Sequence[Path], side_px: int, kinds: Sequence[str], strengths: Sequence[float], seed: int = 0) -> Iterator[Made]:
-    """One pair for each photograph, kind and strength; the same arguments give the same pairs."""
-    for number, path in enumerate(paths):
-        picture, other = (_at_side(read_photo(p), side_px, seed) for p in (path, paths[(number + 1) % len(paths)]))
-        for kind in kinds:
-            for strength in strengths:
-                rng = np.random.default_rng([seed, number, sorted(KINDS).index(kind), round(10 * strength)])
-                made = KINDS[kind](picture, other, strength, rng)
-                before, after = (decode(encode_jpeg(p, 92), p.size) for p in (made[0], made[1]))
-                yield Made(kind, strength, before, after, *made[2:])
+def pairs(
+    paths: Sequence[Path], number: int, side_px: int, plan: Mapping[str, Sequence[float]]
+) -> Iterator[Made]:
+    """Photograph `number` with a longest side of `side_px`, as a pair of each kind and strength of `plan`.
+
+    The same arguments give the same pairs. Another photograph, far from it in the list, is what large
+    edits and mismatched pairs show.
+    """
+    away = (number + len(paths) // 2) % len(paths)
+    picture, other = (_at_side(read_photo(paths[index]), side_px) for index in (number, away))
+    for kind, strengths in plan.items():
+        for strength in strengths:
+            rng = np.random.default_rng([number, sorted(KINDS).index(kind), round(10 * strength)])
+            before, after, truth = KINDS[kind](picture, other, strength, rng)
+            before, after = (decode(encode_jpeg(shown, 92), shown.size) for shown in (before, after))
+            model = kind.split()[0] if kind.endswith(" model") else "homography"
+            yield Made(kind, strength, before, after, truth, model)
 
 
-def _at_side(picture: RGB, side_px: int, seed: int) -> RGB:
+def _at_side(picture: RGB, side_px: int) -> RGB:
     scale = side_px / max(picture.shape[:2])
     size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
     if scale <= 1:
         return resize(picture, size)
     large = cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4).astype(np.float32)
-    grain = np.random.default_rng(seed).standard_normal(large.shape, dtype=np.float32)
+    grain = np.random.default_rng(0).standard_normal(large.shape, dtype=np.float32)
     return _bytes(large + GRAIN * grain)
 
 
-def _bytes(picture: np.ndarray) -> RGB:
+def _bytes(picture: Any) -> RGB:
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
@@ -91,16 +98,17 @@ def _window(picture: RGB, share: float, rng: np.random.Generator) -> tuple[RGB, 
     return np.ascontiguousarray(picture[y : y + h, x : x + w]), _shift(x, y)
 
 
-Pair = tuple[RGB, RGB, Floats | None] | tuple[RGB, RGB, Floats | None, str]
+Pair: TypeAlias = tuple[RGB, RGB, Floats | None]
+Maker: TypeAlias = Callable[[RGB, RGB, float, np.random.Generator], Pair]
 
 
 def _untouched(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
     return picture, *editor.reencode(picture, strength, rng)
 
 
-def _edited(families: Sequence[str]) -> Callable[[RGB, RGB, float, np.random.Generator], Pair]:
+def _edited(families: Sequence[str]) -> Maker:
     def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-        for _ in range(30):
+        for _ in range(30):  # some edits cannot be seen on some photographs
             try:
                 edit = make_edit(str(rng.choice(families)), picture, rng)
             except Invisible:
@@ -112,7 +120,7 @@ def _edited(families: Sequence[str]) -> Callable[[RGB, RGB, float, np.random.Gen
 
 
 def _partly(picture: RGB, other: RGB, low: float, high: float, rng: np.random.Generator) -> RGB:
-    """A share low..high of the picture replaced by another photograph: a half-plane, a box or all around a disc."""
+    """A share low..high replaced by another photograph: a half-plane, a box, or all but a disc."""
     share = rng.uniform(low, high)
     height, width = picture.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
@@ -128,7 +136,7 @@ def _partly(picture: RGB, other: RGB, low: float, high: float, rng: np.random.Ge
     return np.where(replaced[..., None], resize(other, (width, height)), picture)
 
 
-def _large(low: float, high: float) -> Callable[[RGB, RGB, float, np.random.Generator], Pair]:
+def _large(low: float, high: float) -> Maker:
     def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
         return picture, *editor.reencode(_partly(picture, other, low, high, rng), strength, rng)
 
@@ -155,7 +163,7 @@ def _outpaint(picture: RGB, other: RGB, strength: float, rng: np.random.Generato
     return part, after, np.linalg.inv(shift) @ homography
 
 
-def _after(change: Callable[[RGB, np.random.Generator], RGB]) -> Callable[[RGB, RGB, float, np.random.Generator], Pair]:
+def _after(change: Callable[[RGB, np.random.Generator], RGB]) -> Maker:
     def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
         return picture, *editor.reencode(change(picture, rng), strength, rng)
 
@@ -192,7 +200,9 @@ def _drawn(picture: RGB, rng: np.random.Generator) -> RGB:
 
 def _smooth(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
     """Hardly any texture: the photograph out of focus, with a touch of grain."""
-    blurred = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.004, 0.015) * max(picture.shape)).astype(np.float32)
+    blurred = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.004, 0.015) * max(picture.shape)).astype(
+        np.float32
+    )
     soft = _bytes(128 + rng.uniform(0.3, 1) * (blurred - 128) + rng.standard_normal(picture.shape))
     return soft, *editor.reencode(soft, strength, rng)
 
@@ -222,7 +232,7 @@ def _strip(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) 
     return part, *editor.reencode(part, strength, rng)
 
 
-def _model(name: str) -> Callable[[RGB, RGB, float, np.random.Generator], Pair]:
+def _model(name: str) -> Maker:
     """Geometry of exactly one model, then the editor's redrawing without geometry of its own."""
 
     def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
@@ -234,20 +244,31 @@ def _model(name: str) -> Callable[[RGB, RGB, float, np.random.Generator], Pair]:
             move[:2, :2] = np.diag(zoom)
             move[:2, 2] = rng.uniform(0, 1, 2) * (1 - zoom) * [width, height]
         if name in ("affine", "homography"):
-            move[:2, :2] = move[:2, :2] @ cv2.Rodrigues(np.array([0, 0, np.deg2rad(rng.choice([-1, 1]) * rng.uniform(0.4, 2))]))[0][:2, :2]
+            move[:2, :2] = (
+                move[:2, :2]
+                @ cv2.Rodrigues(np.array([0, 0, np.deg2rad(rng.choice([-1, 1]) * rng.uniform(0.4, 2))]))[0][
+                    :2, :2
+                ]
+            )
         if name == "homography":
             move[2, :2] = rng.choice([-1, 1], 2) * rng.uniform(0.01, 0.04, 2) / max(width, height)
         truth = move @ resizing(size, (width, height))
         truth /= truth[2, 2]
-        after = cv2.warpPerspective(picture, truth, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101)
+        after = cv2.warpPerspective(
+            picture,
+            truth,
+            size,
+            flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
         if strength > 0:
             after = editor._resynthesise(after.astype(np.float32), strength, rng)
-        return picture, after, truth, name
+        return picture, after, truth
 
     return make
 
 
-KINDS: dict[str, Callable[[RGB, RGB, float, np.random.Generator], Pair]] = {
+KINDS: dict[str, Maker] = {
     "untouched": _untouched,
     "local": _edited(LOCAL),
     "half": _large(0.4, 0.65),
@@ -271,5 +292,17 @@ KINDS: dict[str, Callable[[RGB, RGB, float, np.random.Generator], Pair]] = {
     "affine model": _model("affine"),
     "homography model": _model("homography"),
 }
-EASY = ("untouched", "local", "half", "global", "crop", "zoom", "outpaint")
-"""What an editor returns for the 35 edit types: the figures of accuracy are of these."""
+USUAL = ("untouched", "local", "half", "global", "crop", "zoom", "outpaint")
+"""What an editor hands back for the 35 edit types: the figures of accuracy are of these."""
+
+PLAN: dict[str, Sequence[float]] = {
+    **dict.fromkeys(USUAL, (0, 1, 2)),
+    **dict.fromkeys(("grey", "noisy", "jpeg", "inverted", "night", "drawn", "smooth", "strip"), (1,)),
+    **dict.fromkeys(("most", "hard", "mismatched"), (1, 2)),
+    **{kind: (0.5,) for kind in KINDS if kind.endswith(" model")},
+}
+HARD: dict[str, Sequence[float]] = {
+    **dict.fromkeys(("most", "hard", "mismatched"), (0.5, 1, 2)),
+    **dict.fromkeys(("drawn", "smooth", "half", "global", "outpaint", "local", "zoom"), (1, 2)),
+}
+"""The pairs that the confidence is fitted on: many that fail."""
