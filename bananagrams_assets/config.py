@@ -213,12 +213,15 @@ class SplitsSettings(Section):
 class AlignSettings(Section):
     """SIFT alignment of the edited picture onto its input."""
 
-    working_side_px: int = Field(512, ge=128, le=4096, description="longest side at which features are found")
-    features: int = Field(1500, ge=100, le=100_000, description="most SIFT features a picture")
+    working_side_px: int = Field(
+        512, ge=128, le=4096, description="longest side at which corners are tracked"
+    )
+    features: int = Field(1500, ge=100, le=100_000, description="most SIFT features, where few do not do")
     ratio: float = Field(0.8, gt=0, lt=1, description="Lowe's ratio between best and second match")
-    ransac_px: Positive = Field(1.5, description="inlier distance, in px at the working size")
-    min_inliers: int = Field(12, ge=4, description="fewer inliers than this: rejected")
+    ransac_px: Positive = Field(1.5, description="inlier distance of features, in px where they are found")
+    min_inliers: int = Field(12, ge=4, description="fewer corners that agree: rejected")
     min_inlier_ratio: Fraction = Field(0.15, description="a smaller share of inliers than this: rejected")
+    min_confidence: Fraction = Field(0.8, description="an alignment less likely right: rejected")
     min_overlap: Fraction = Field(0.3, description="a smaller known share of the input than this: rejected")
     max_scale: float = Field(4.0, gt=1, description="largest scale, or its inverse, after resizing is undone")
     max_anisotropy: float = Field(1.6, gt=1, description="largest ratio of the two axes' scales")

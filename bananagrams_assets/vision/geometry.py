@@ -41,6 +41,14 @@ def project(homography: Floats, points: Floats) -> Floats:
         return np.asarray(mapped[:, :2] / mapped[:, 2:], np.float64)
 
 
+def jacobians(homography: Floats, points: Floats) -> Floats:
+    """(N, 2, 2) derivatives of the mapping, d(x', y') / d(x, y), at (N, 2) points."""
+    depth = points @ homography[2, :2] + homography[2, 2]
+    mapped = project(homography, points)
+    linear = homography[:2, :2] - mapped[:, :, None] * homography[2, :2]
+    return np.asarray(linear / depth[:, None, None], np.float64)
+
+
 def frame(size: Size) -> Floats:
     """The four corners (4, 2) of a picture's outline, clockwise as seen, from the top left."""
     right, bottom = size[0] - 0.5, size[1] - 0.5

@@ -130,11 +130,85 @@ def test_pictures_of_one_colour_are_equal_or_rejected(size: tuple[int, int]) -> 
     assert other.reason
 
 
-def test_a_smooth_pair_is_aligned_by_correlation_with_little_confidence() -> None:
+def test_a_smooth_pair_of_another_tone_is_aligned() -> None:
     smooth = np.asarray(cv2.GaussianBlur(textured(12, *SIZE), (0, 0), 9), np.uint8)
     found = align(smooth, np.clip(smooth.astype(int) + 12, 0, 255).astype(np.uint8), SETTINGS)
     assert found.accepted
-    assert found.confidence <= 0.5 or found.inliers >= SETTINGS.min_inliers
+    assert corner_error(found, np.eye(3), SIZE) < 1
+
+
+@pytest.mark.parametrize("share", [0.6, 0.75])
+def test_a_crop_is_placed_to_a_fraction_of_a_pixel(share: float) -> None:
+    before = textured(14, 480, 360)
+    width, height = round(480 * share), round(360 * share)
+    after = resize(np.ascontiguousarray(before[10 : 10 + height, 30 : 30 + width]), (480, 360))
+    truth = np.array([[1, 0, 30], [0, 1, 10], [0, 0, 1.0]]) @ resizing((480, 360), (width, height))
+    found = align(before, after, SETTINGS)
+    assert found.accepted
+    assert corner_error(found, truth, (480, 360)) < 0.5
+    assert found.overlap_share == pytest.approx(share**2, abs=0.01)
+
+
+@pytest.mark.parametrize("change", ["grey", "negative", "gamma", "noise"])
+def test_another_tone_of_the_whole_picture_does_not_move_it(change: str) -> None:
+    before = textured(15, *SIZE)
+    H = np.array([[1.03, 0.01, 3.0], [-0.01, 1.03, -2.0], [0, 0, 1]])
+    after = moved(before, H, SIZE)
+    if change == "grey":
+        after = np.repeat(cv2.cvtColor(after, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    elif change == "negative":
+        after = 255 - after
+    elif change == "gamma":
+        after = (255 * (after / 255) ** 2.2).astype(np.uint8)
+    else:
+        noise = np.random.default_rng(0).normal(0, 15, after.shape)
+        after = np.clip(after + noise, 0, 255).astype(np.uint8)
+    found = align(before, after, SETTINGS)
+    assert found.accepted
+    assert corner_error(found, inverse(H), SIZE) < 0.7
+
+
+def test_what_is_left_of_a_picture_replaced_almost_whole_is_not_trusted() -> None:
+    before = textured(16, *SIZE)
+    kept = box(before, 0.4, 0.4, 0.6, 0.6)
+    found = align(before, np.where(kept[..., None], before, textured(17, *SIZE)), SETTINGS)
+    assert not found.accepted
+    assert "needed" in found.reason
+
+
+def test_the_least_confidence_is_a_setting_and_the_reason_names_it() -> None:
+    before = textured(18, *SIZE)
+    after = np.where(box(before, 0.0, 0.0, 0.5, 1.0)[..., None], textured(19, *SIZE), before)
+    found = align(before, after, SETTINGS)
+    assert found.accepted
+    strict = align(before, after, AlignSettings(min_confidence=1.0))
+    assert not strict.accepted
+    assert f"confidence of {found.confidence:.2f}; 1 needed" in strict.reason
+
+
+@pytest.mark.parametrize("one", [(1, 1), (1, 300), (40, 3), (64, 64), (700, 20)])
+@pytest.mark.parametrize("other", [(1, 1), (300, 1), (64, 64)])
+def test_pictures_of_any_size_give_finite_numbers(one: tuple[int, int], other: tuple[int, int]) -> None:
+    found = align(textured(20, *one), textured(20, *other), SETTINGS)
+    assert np.isfinite(found.homography).all()
+    assert np.isfinite(found.overlap).all()
+    assert np.isfinite([found.confidence, found.residual_px, found.overlap_share]).all()
+    assert found.accepted or found.reason
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    before = textured(21, 480, 360)
+    after = moved(before, np.array([[1.02, 0.01, 2.0], [-0.01, 0.99, 1.0], [3e-5, 0, 1]]), (480, 360))
+    threads = cv2.getNumThreads()
+    found = []
+    try:
+        for count in (1, 2, 4):
+            cv2.setNumThreads(count)
+            found.append(align(before, after, SETTINGS))
+    finally:
+        cv2.setNumThreads(threads)
+    assert all(np.array_equal(one.homography, found[0].homography) for one in found)
+    assert len({one.confidence for one in found}) == 1
 
 
 def test_twice_gives_the_same() -> None:

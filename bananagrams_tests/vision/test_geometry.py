@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from bananagrams_assets.vision.geometry import (
     Floats,
     frame,
+    jacobians,
     normalised,
     overlap_polygon,
     polygon_area,
@@ -62,6 +63,15 @@ def test_rescaling_and_back_is_the_same_homography(
 def test_the_inverse_maps_points_back(H: Floats, points: list[tuple[float, float]]) -> None:
     array = np.array(points, np.float64)
     assert np.allclose(project(inverse(H), project(H, array)), array, atol=1e-5)
+
+
+@given(H=homographies(), x=st.floats(0, 500), y=st.floats(0, 500))
+def test_jacobians_are_the_slopes_of_the_mapping(H: Floats, x: float, y: float) -> None:
+    at, step = np.array([[x, y]]), 1e-4
+    across, down = (
+        (project(H, at + move) - project(H, at - move))[0] / (2 * step) for move in step * np.eye(2)
+    )
+    assert np.allclose(jacobians(H, at)[0], np.stack([across, down], axis=1), atol=1e-4)
 
 
 @given(H=homographies(), source=sides, target=sides)

@@ -1,0 +1,308 @@
+"""Pairs whose homography is known exactly, made from photographs, for `align_benchmark`.
+
+The editor is the sample's (`bananagrams_assets.sample.editor`): another size, a small move, other tones and
+texture. Crops, zooms and extensions are made around it, so the truth stays a product of known matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+
+from bananagrams_assets.sample import editor, filters
+from bananagrams_assets.sample.edits import Invisible, make_edit
+from bananagrams_assets.sample.photos import folder_photos, packaged_photos, read_photo
+from bananagrams_assets.vision.geometry import Floats, Size, resizing
+from bananagrams_assets.vision.images import RGB, decode, encode_jpeg, resize
+
+PHOTOS = Path("photos")
+LOCAL = ("add", "remove", "replace", "recolor", "region material", "add text", "region scene", "keep object")
+GLOBAL = ("tone", "vintage", "lighting", "season", "weather", "sketch")
+GRAIN = 1.5
+"""Standard deviation of the noise put over an enlarged photograph, which has no detail of its own there."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """One made pair; `truth` maps edited px to input px, None where the pictures have nothing in common."""
+
+    kind: str
+    strength: float
+    before: RGB
+    after: RGB
+    truth: Floats | None
+    model: str = "homography"
+
+
+def photographs(half: str, folder: Path = PHOTOS) -> list[Path]:
+    """The photographs of `folder` by name, those of `even` or `odd` place; without it the packaged ones."""
+    if folder.is_dir():
+        found = sorted(photo.path for photo in folder_photos(folder, lambda message: None))
+        found = [path for path in found if path.suffix == ".jpg"]
+    else:
+        found = [photo.path for photo in packaged_photos()]
+    return found[half == "odd" :: 2]
+
+
+def pairs(
+    paths: Sequence[Path], number: int, side_px: int, plan: Mapping[str, Sequence[float]]
+) -> Iterator[Made]:
+    """Photograph `number` with a longest side of `side_px`, as a pair of each kind and strength of `plan`.
+
+    The same arguments give the same pairs. Another photograph, far from it in the list, is what large
+    edits and mismatched pairs show.
+    """
+    away = (number + len(paths) // 2) % len(paths)
+    picture, other = (_at_side(read_photo(paths[index]), side_px) for index in (number, away))
+    for kind, strengths in plan.items():
+        for strength in strengths:
+            rng = np.random.default_rng([number, sorted(KINDS).index(kind), round(10 * strength)])
+            before, after, truth = KINDS[kind](picture, other, strength, rng)
+            before, after = (decode(encode_jpeg(shown, 92), shown.size) for shown in (before, after))
+            model = kind.split()[0] if kind.endswith(" model") else "homography"
+            yield Made(kind, strength, before, after, truth, model)
+
+
+def _at_side(picture: RGB, side_px: int) -> RGB:
+    scale = side_px / max(picture.shape[:2])
+    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+    if scale <= 1:
+        return resize(picture, size)
+    large = cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4).astype(np.float32)
+    grain = np.random.default_rng(0).standard_normal(large.shape, dtype=np.float32)
+    return _bytes(large + GRAIN * grain)
+
+
+def _bytes(picture: Any) -> RGB:
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def _shift(x: float, y: float) -> Floats:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def _size(picture: RGB) -> Size:
+    return picture.shape[1], picture.shape[0]
+
+
+def _window(picture: RGB, share: float, rng: np.random.Generator) -> tuple[RGB, Floats]:
+    """A crop with both sides `share` of the picture's, and its homography (crop px → picture px)."""
+    height, width = picture.shape[:2]
+    w, h = max(1, round(width * share)), max(1, round(height * share))
+    x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    return np.ascontiguousarray(picture[y : y + h, x : x + w]), _shift(x, y)
+
+
+Pair: TypeAlias = tuple[RGB, RGB, Floats | None]
+Maker: TypeAlias = Callable[[RGB, RGB, float, np.random.Generator], Pair]
+
+
+def _untouched(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    return picture, *editor.reencode(picture, strength, rng)
+
+
+def _edited(families: Sequence[str]) -> Maker:
+    def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+        for _ in range(30):  # some edits cannot be seen on some photographs
+            try:
+                edit = make_edit(str(rng.choice(families)), picture, rng)
+            except Invisible:
+                continue
+            return edit.before, *editor.reencode(edit.after, strength, rng)
+        return _untouched(picture, other, strength, rng)
+
+    return make
+
+
+def _partly(picture: RGB, other: RGB, low: float, high: float, rng: np.random.Generator) -> RGB:
+    """A share low..high replaced by another photograph: a half-plane, a box, or all but a disc."""
+    share = rng.uniform(low, high)
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    shape = rng.integers(3)
+    if shape == 0:
+        angle = rng.uniform(0, 2 * np.pi)
+        field = x * np.cos(angle) + y * np.sin(angle)
+    elif shape == 1:
+        field = np.maximum(np.abs(x - rng.uniform(-0.4, 0.4)), np.abs(y - rng.uniform(-0.4, 0.4)))
+    else:
+        field = -np.hypot(x - rng.uniform(-0.5, 0.5), y - rng.uniform(-0.5, 0.5))
+    replaced = field <= np.quantile(field, share)
+    return np.where(replaced[..., None], resize(other, (width, height)), picture)
+
+
+def _large(low: float, high: float) -> Maker:
+    def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+        return picture, *editor.reencode(_partly(picture, other, low, high, rng), strength, rng)
+
+    return make
+
+
+def _crop(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    part, shift = _window(picture, rng.uniform(0.6, 0.9), rng)
+    after, homography = editor.reencode(part, strength, rng)
+    return picture, after, shift @ homography
+
+
+def _zoom(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    """Zoomed by up to 1.5, with the edit of a part, to the input's size."""
+    part, shift = _window(_partly(picture, other, 0.1, 0.2, rng), 1 / rng.uniform(1.1, 1.5), rng)
+    size = _size(picture)
+    after, homography = editor.reencode(resize(part, size), strength, rng)
+    return picture, after, shift @ resizing(size, _size(part)) @ homography
+
+
+def _outpaint(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    part, shift = _window(picture, rng.uniform(0.55, 0.85), rng)
+    after, homography = editor.reencode(picture, strength, rng)
+    return part, after, np.linalg.inv(shift) @ homography
+
+
+def _after(change: Callable[[RGB, np.random.Generator], RGB]) -> Maker:
+    def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+        return picture, *editor.reencode(change(picture, rng), strength, rng)
+
+    return make
+
+
+def _grey(picture: RGB, rng: np.random.Generator) -> RGB:
+    return np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+
+
+def _noisy(picture: RGB, rng: np.random.Generator) -> RGB:
+    return _bytes(picture + rng.uniform(10, 30) * rng.standard_normal(picture.shape, dtype=np.float32))
+
+
+def _blocky(picture: RGB, rng: np.random.Generator) -> RGB:
+    return decode(encode_jpeg(picture, int(rng.integers(8, 25))), picture.size)
+
+
+def _inverted(picture: RGB, rng: np.random.Generator) -> RGB:
+    return 255 - picture
+
+
+def _night(picture: RGB, rng: np.random.Generator) -> RGB:
+    return filters.LIGHTS["moonlight"](picture, rng)
+
+
+def _drawn(picture: RGB, rng: np.random.Generator) -> RGB:
+    """A style that the sample does not have: edges of a posterised picture in arbitrary colours."""
+    smooth = cv2.bilateralFilter(picture, 9, 70, 9)
+    levels = rng.permutation(np.linspace(30, 225, 6))
+    colours = np.stack([np.roll(levels, k)[smooth[..., k] // 43] for k in range(3)], axis=2)
+    return _bytes(0.6 * colours + 0.4 * smooth)
+
+
+def _smooth(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    """Hardly any texture: the photograph out of focus, with a touch of grain."""
+    blurred = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.004, 0.015) * max(picture.shape)).astype(
+        np.float32
+    )
+    soft = _bytes(128 + rng.uniform(0.3, 1) * (blurred - 128) + rng.standard_normal(picture.shape))
+    return soft, *editor.reencode(soft, strength, rng)
+
+
+def _hard(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    """Cropped to 55-75 %, 20-60 % replaced, and in half of the cases in another style: all at once."""
+    changed = _partly(picture, other, 0.2, 0.6, rng)
+    if rng.random() < 0.5:
+        style = rng.choice(["pencil sketch", "cartoon", "comic drawing"])
+        changed = filters.STYLES[str(style)](changed, rng)
+    part, shift = _window(changed, rng.uniform(0.55, 0.75), rng)
+    after, homography = editor.reencode(part, strength, rng)
+    return picture, after, shift @ homography
+
+
+def _mismatched(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    after, _ = editor.reencode(other, strength, rng)
+    return picture, after, None
+
+
+def _strip(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    """A panorama of ten to one."""
+    height, width = picture.shape[:2]
+    tall = max(8, width // 10)
+    top = int(rng.integers(max(1, height - tall)))
+    part = np.ascontiguousarray(picture[top : top + tall])
+    return part, *editor.reencode(part, strength, rng)
+
+
+def _model(name: str) -> Maker:
+    """Geometry of exactly one model, then the editor's redrawing without geometry of its own."""
+
+    def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+        width, height = _size(picture)
+        size = round(width * rng.uniform(0.85, 1.2) / 8) * 8, round(height * rng.uniform(0.85, 1.2) / 8) * 8
+        move = np.eye(3)
+        if name != "resize":
+            zoom = rng.uniform(0.85, 0.98) * np.array([1, rng.uniform(0.99, 1.01)])
+            move[:2, :2] = np.diag(zoom)
+            move[:2, 2] = rng.uniform(0, 1, 2) * (1 - zoom) * [width, height]
+        if name in ("affine", "homography"):
+            move[:2, :2] = (
+                move[:2, :2]
+                @ cv2.Rodrigues(np.array([0, 0, np.deg2rad(rng.choice([-1, 1]) * rng.uniform(0.4, 2))]))[0][
+                    :2, :2
+                ]
+            )
+        if name == "homography":
+            move[2, :2] = rng.choice([-1, 1], 2) * rng.uniform(0.01, 0.04, 2) / max(width, height)
+        truth = move @ resizing(size, (width, height))
+        truth /= truth[2, 2]
+        after = cv2.warpPerspective(
+            picture,
+            truth,
+            size,
+            flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        if strength > 0:
+            after = editor._resynthesise(after.astype(np.float32), strength, rng)
+        return picture, after, truth
+
+    return make
+
+
+KINDS: dict[str, Maker] = {
+    "untouched": _untouched,
+    "local": _edited(LOCAL),
+    "half": _large(0.4, 0.65),
+    "most": _large(0.65, 0.9),
+    "global": _edited(GLOBAL),
+    "crop": _crop,
+    "zoom": _zoom,
+    "outpaint": _outpaint,
+    "grey": _after(_grey),
+    "noisy": _after(_noisy),
+    "jpeg": _after(_blocky),
+    "inverted": _after(_inverted),
+    "night": _after(_night),
+    "drawn": _after(_drawn),
+    "smooth": _smooth,
+    "hard": _hard,
+    "strip": _strip,
+    "mismatched": _mismatched,
+    "resize model": _model("resize"),
+    "scale model": _model("scale"),
+    "affine model": _model("affine"),
+    "homography model": _model("homography"),
+}
+USUAL = ("untouched", "local", "half", "global", "crop", "zoom", "outpaint")
+"""What an editor hands back for the 35 edit types: the figures of accuracy are of these."""
+
+PLAN: dict[str, Sequence[float]] = {
+    **dict.fromkeys(USUAL, (0, 1, 2)),
+    **dict.fromkeys(("grey", "noisy", "jpeg", "inverted", "night", "drawn", "smooth", "strip"), (1,)),
+    **dict.fromkeys(("most", "hard", "mismatched"), (1, 2)),
+    **{kind: (0.5,) for kind in KINDS if kind.endswith(" model")},
+}
+HARD: dict[str, Sequence[float]] = {
+    **dict.fromkeys(("most", "hard", "mismatched"), (0.5, 1, 2)),
+    **dict.fromkeys(("drawn", "smooth", "half", "global", "outpaint", "local", "zoom"), (1, 2)),
+}
+"""The pairs that the confidence is fitted on: many that fail."""
