@@ -327,27 +327,47 @@ def validate(
 @click.option("--photos", type=click.Path(exists=True, file_okay=False),
               help="Folder of photographs; without it, those that come with our dependencies.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), help="Pairs to make.")
+@click.option("--side", type=click.IntRange(128, 2048), help="Longest side of a made photograph, in px.")
+@click.option(
+    "--strength",
+    "strengths",
+    type=click.FloatRange(0, 2),
+    multiple=True,
+    help="Of the made editor's redrawing, 0 to 2; repeated, pairs take them in turn (with --photos).",
+)
 @click.option(
     "--output", required=True, type=click.Path(file_okay=False), help="Folder for manifest and pictures."
 )
 @profile_options
 def sample(
-    photos: str | None, count: int | None, output: str,
+    photos: str | None, count: int | None, side: int | None, strengths: tuple[float, ...], output: str,
     profile: str | None, store: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Make before/after pairs with exact masks from photographs, as a manifest that `build` takes.
 
+    Where photographs have COCO panoptic labels (NAME.png beside NAME.jpg, and objects.json), their objects
+    are edited by name. `evaluate-masks` scores the masks of what this writes.
+
     \b
-    bananagrams sample --photos holiday --count 200 --output pairs
+    bananagrams sample --photos holiday --count 200 --strength 1 --strength 2 --output pairs
     bananagrams build --manifest pairs/sft.jsonl --store dataset
     """
-    more = {"source.sample.pairs": count} if count else {}
-    loaded = configure(profile, store, settings, more)
+    if len(strengths) > 1 and not photos:
+        raise click.UsageError("the embedded sample has one strength; several need --photos")
+    more = {
+        "source.sample.pairs": count,
+        "source.sample.side_px": side,
+        "source.sample.strength": strengths[0] if strengths else None,
+    }
+    loaded = configure(
+        profile, store, settings, {key: value for key, value in more.items() if value is not None}
+    )
     from .sample.make import make_sample
 
     summary = make_sample(
-        Path(output), loaded.profile.source.sample, Path(photos) if photos else None, click.echo
-    )
+        Path(output), loaded.profile.source.sample, Path(photos) if photos else None, click.echo,
+        strengths=strengths,
+    )  # fmt: skip
     click.echo(f"{output}/sft.jsonl: {summary['pairs']} pairs; exact masks in {output}/masks")
 
 
