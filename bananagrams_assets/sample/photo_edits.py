@@ -446,7 +446,7 @@ def _put(picture: RGB, layer: draw.Layer, place: str) -> tuple[RGB, Mask]:
 def _caption(family: str, scene: Scene, rng: Rng) -> Edit:
     word, color = pick(rng, words.CAPTIONS), pick(rng, draw.COLORS)
     font, place = pick(rng, words.FONTS), pick(rng, words.PLACES)
-    width = round(rng.uniform(0.28, 0.42) * scene.rgb.shape[1])
+    width = round(rng.uniform(0.36, 0.55) * scene.rgb.shape[1])
     after, mask = _put(scene.rgb, _word_layer(word, color, width, font), place)
     where = words.IN_PLACE[place]
     return _edit(family, scene, after, mask, mask, rng, word=word, color=color, font=font, where=where)
@@ -457,7 +457,7 @@ def _restyle_text(family: str, scene: Scene, rng: Rng) -> Edit:
     color = pick(rng, draw.COLORS)
     new_color, font = pick(rng, draw.COLORS, color), pick(rng, words.FONTS)
     new_font = pick(rng, words.FONTS, font)
-    width = round(rng.uniform(0.34, 0.46) * scene.rgb.shape[1])
+    width = round(rng.uniform(0.4, 0.6) * scene.rgb.shape[1])
     before, old = _put(scene.rgb, _word_layer(word, color, width, font), place)
     visible_truth(scene.rgb, before, old, old)  # it has to be read before it is changed
     after, new = _put(scene.rgb, _word_layer(word, new_color, width, new_font), place)
@@ -472,14 +472,14 @@ def _translate(family: str, scene: Scene, rng: Rng) -> Edit:
     ]
     place, font = pick(rng, words.PLACES), pick(rng, words.FONTS)
     height, width = scene.rgb.shape[:2]
-    board_w = round(rng.uniform(0.3, 0.42) * width)
+    board_w = round(rng.uniform(0.42, 0.6) * width)
     board_h = round(board_w * 0.36)
     board = draw.draw_plate(ground, (board_h, board_w), rng)
     signs, cover = [], np.zeros((height, width), bool)
     x, y = corner_at(place, board, scene.rgb)
     bare = draw.paste(scene.rgb, board, x, y)
     for word in (english, translation):
-        layer = _word_layer(word, ink, round(board_w * min(0.8, 0.13 * len(word))), font)
+        layer = _word_layer(word, ink, round(board_w * min(0.86, 0.17 * len(word))), font)
         if layer.shape[0] > board_h - 6:
             raise Invisible("the word is taller than the sign")
         u, v = x + (board_w - layer.shape[1]) // 2, y + (board_h - layer.shape[0]) // 2
