@@ -19,7 +19,7 @@ from bananagrams_assets.sample import draw, filters, words
 from bananagrams_assets.sample.edits import Edit, make_edit
 from bananagrams_assets.sample.fill import fill
 from bananagrams_assets.sample.photos import RGB
-from bananagrams_assets.sample.segments import Mask, Segment
+from bananagrams_assets.sample.segments import Mask, Segment, box_of
 from bananagrams_assets.sample.things import Rng, corner_at, pick
 from bananagrams_assets.sample.visible import VISIBLE_DE, Invisible, colour_change, visible_truth
 
@@ -63,18 +63,24 @@ def _edit(
 
 
 def _segment(
-    scene: Scene, rng: Rng, low: float, high: float, whole: bool = False, label: str | None = None
+    scene: Scene,
+    rng: Rng,
+    low: float,
+    high: float,
+    label: str | None = None,
+    whole: bool = False,
+    found: bool = False,
 ) -> Segment:
-    """A segment that covers `low` to `high` of the picture: a countable one, or one found by its colour.
+    """A countable segment that covers `low` to `high` of the picture.
 
-    `whole`: a countable one that the picture's border does not cut.
+    `whole`: the picture's border does not cut it. `found`: regions found by their colour will do too.
     """
     fitting = [
         segment
         for segment in scene.segments
         if low <= segment.share <= high
-        and (segment.thing or not segment.label)
-        and not (whole and (segment.touches_border or not segment.thing))
+        and (segment.thing or (found and not segment.label))
+        and not (whole and segment.touches_border)
         and label in (None, segment.label)
     ]
     if not fitting:
@@ -110,6 +116,10 @@ def _over(picture: RGB, layer: npt.NDArray[Any], alpha: npt.NDArray[np.float32])
 
 
 def _remove(family: str, scene: Scene, rng: Rng) -> Edit:
+    if rng.random() < 0.4:
+        before, covered, name, where = _placed(scene, rng)
+        staged = Scene(before, scene.find_segments, scene.others)
+        return _edit(family, staged, scene.rgb, covered, covered, rng, the=f"the {name} {where}", name=name)
     target = _segment(scene, rng, 0.004, 0.14)
     hole = _grown(target.mask, _margin(target.mask))
     after = fill(scene.rgb, hole, _same(scene, target))
@@ -144,7 +154,7 @@ def _recolored(rgb: RGB, mask: Mask, color: str) -> npt.NDArray[np.float32]:
 
 
 def _recolor(family: str, scene: Scene, rng: Rng) -> Edit:
-    target = _segment(scene, rng, 0.006, 0.5)
+    target = _segment(scene, rng, 0.006, 0.5, found=True)
     color = pick(rng, draw.COLORS, target.color)
     after = _over(scene.rgb, _recolored(scene.rgb, target.mask, color), _feathered(target.mask))
     return _edit(
@@ -153,7 +163,7 @@ def _recolor(family: str, scene: Scene, rng: Rng) -> Edit:
 
 
 def _material(family: str, scene: Scene, rng: Rng) -> Edit:
-    target = _segment(scene, rng, 0.012, 0.5)
+    target = _segment(scene, rng, 0.012, 0.5, found=True)
     material = pick(rng, draw.MATERIALS)
     surface = draw.draw_material(material, scene.rgb.shape[:2], rng).astype(np.float32)
     light = cv2.GaussianBlur(scene.rgb.astype(np.float32).mean(axis=2), (0, 0), 2)
@@ -312,30 +322,31 @@ def _pasted(picture: RGB, layer: draw.Layer, x: int, y: int) -> tuple[RGB, Mask]
     return draw.paste(picture, toned, x, y), mask
 
 
-def _add(family: str, scene: Scene, rng: Rng) -> Edit:
+def _placed(scene: Scene, rng: Rng) -> tuple[RGB, Mask, str, str]:
+    """The picture with one more object, what it covers, its name, and where it stands in words."""
     height, width = scene.rgb.shape[:2]
-    if rng.random() < 0.75:
+    if rng.random() < 0.7:
         rgb, segment = _donor(scene, rng)
         left, top, right, bottom = segment.box
         scale = rng.uniform(0.16, 0.42) * min(height, width) / max(right - left, bottom - top)
-        layer = _cut_out(
-            rgb, segment, (max(8, round((right - left) * scale)), max(8, round((bottom - top) * scale)))
-        )
-        name = segment.label
+        size = max(8, round((right - left) * scale)), max(8, round((bottom - top) * scale))
+        layer, name = _cut_out(rgb, segment, size), segment.label
     else:
         kind, color = pick(rng, draw.KINDS), pick(rng, draw.COLORS)
-        layer = draw.draw_thing(
-            kind, color, round(rng.uniform(0.15, 0.35) * min(height, width)), int(rng.integers(2**31))
-        )
-        name = f"{color} {kind}"
+        side = round(rng.uniform(0.15, 0.35) * min(height, width))
+        layer, name = draw.draw_thing(kind, color, side, int(rng.integers(2**31))), f"{color} {kind}"
     place = pick(rng, words.PLACES)
     column, row = words.PLACES[place]
     x = round((words.COLUMNS[column] + rng.uniform(-0.06, 0.06)) * width - layer.shape[1] / 2)
     y = round((words.ROWS[row] + rng.uniform(-0.06, 0.06)) * height - layer.shape[0] / 2)
     x = min(max(x, 1), width - layer.shape[1] - 1)
     y = min(max(y, 1), height - layer.shape[0] - 1)
-    after, mask = _pasted(scene.rgb, layer, x, y)
-    where = _beside(scene, mask) or words.IN_PLACE[place]
+    picture, mask = _pasted(scene.rgb, layer, x, y)
+    return picture, mask, name, _beside(scene, mask) or words.IN_PLACE[place]
+
+
+def _add(family: str, scene: Scene, rng: Rng) -> Edit:
+    after, mask, name, where = _placed(scene, rng)
     return _edit(family, scene, after, mask, mask, rng, a_thing=words.a(name), thing=name, where=where)
 
 
@@ -350,23 +361,29 @@ def _beside(scene: Scene, mask: Mask) -> str:
 
 
 def _replace(family: str, scene: Scene, rng: Rng) -> Edit:
-    target = _segment(scene, rng, 0.008, 0.16)
-    rgb, new = _donor(scene, rng, but=target.label)
-    hole = _grown(target.mask, _margin(target.mask))
-    ground = fill(scene.rgb, hole, _same(scene, target))
-    left, top, right, bottom = target.box
+    if rng.random() < 0.4:
+        before, covered, name, where = _placed(scene, rng)
+        staged, ground = Scene(before, scene.find_segments, scene.others), scene.rgb
+        painted, the = covered, f"the {name} {where}"
+    else:
+        target = _segment(scene, rng, 0.008, 0.16)
+        staged, covered, name, the = scene, target.mask, target.name, target.the
+        painted = _grown(covered, _margin(covered))
+        ground = fill(scene.rgb, painted, _same(scene, target))
+    rgb, new = _donor(scene, rng, but=name)
+    left, top, right, bottom = box_of(covered)
     u, v, w, z = new.box
     scale = min((right - left) / (w - u), (bottom - top) / (z - v)) * rng.uniform(0.95, 1.15)
     size = max(8, round((w - u) * scale)), max(8, round((z - v) * scale))
-    height, width = target.mask.shape
+    height, width = covered.shape
     if size[0] > width - 2 or size[1] > height - 2:
         raise Invisible("the new object does not fit into the picture")
     x = min(max(round((left + right - size[0]) / 2), 1), width - size[0] - 1)
     y = min(max(bottom - size[1], 1), height - size[1] - 1)
     after, place = _pasted(ground, _cut_out(rgb, new, size), x, y)
     return _edit(
-        family, scene, after, hole | place, target.mask | place, rng,
-        the=target.the, name=target.name, a_new=words.a(new.label), new=new.label,
+        family, staged, after, painted | place, covered | place, rng,
+        the=the, name=name, a_new=words.a(new.label), new=new.label,
     )  # fmt: skip
 
 

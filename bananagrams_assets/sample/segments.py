@@ -63,8 +63,7 @@ class Segment:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom in px, the latter two exclusive."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return box_of(self.mask)
 
     @property
     def share(self) -> float:
@@ -94,6 +93,12 @@ class Segment:
     def touches_border(self) -> bool:
         mask = self.mask
         return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+def box_of(mask: Mask) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in px of a mask that is not empty, the latter two exclusive."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def segments_of(path: Path, rgb: RGB) -> list[Segment]:
