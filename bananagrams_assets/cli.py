@@ -371,6 +371,39 @@ def sample(
     click.echo(f"{output}/sft.jsonl: {summary['pairs']} pairs; exact masks in {output}/masks")
 
 
+@main.command("evaluate-masks")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.option("--output", required=True, type=click.Path(file_okay=False),
+              help="Folder for scores.json, pairs.csv and a page of the worst pairs.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a core.")
+@click.option("--worst", type=click.IntRange(min=0), default=24, show_default=True, help="Pairs on the page.")
+@profile_options
+def evaluate_masks(
+    folder: str, output: str, workers: int | None, worst: int,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Score masks on a folder of pairs with true masks.
+
+    \b
+    FOLDER is what `bananagrams sample` wrote, or holds for each pair
+      NAME.before.jpg  NAME.after.png  NAME.truth.png  (white where edited, of the before picture's size)
+      NAME.json        if more is known: family, strength, edit_type, text, is_global, homography
+
+    \b
+    bananagrams sample --photos holiday --count 200 --strength 1 --strength 2 --output pairs
+    bananagrams evaluate-masks pairs --output scores
+    """
+    loaded = configure(profile, store, settings)
+    from .console import show_mask_scores
+    from .data.mask_evaluation import read_cases, score_folder, summarise_scores, write_evaluation
+
+    cases = read_cases(Path(folder))
+    processes = min(workers or os.cpu_count() or 1, len(cases))
+    scores = score_folder(cases, loaded.profile, processes, click.echo)
+    show_mask_scores(summarise_scores(scores))
+    click.echo(f"{write_evaluation(cases, scores, loaded.profile, Path(output), worst)}")
+
+
 @main.group()
 def config() -> None:
     """Settings."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TEMPLATE = Path(__file__).with_name("page.html")
+SCORES_TEMPLATE = Path(__file__).with_name("scores.html")
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,37 @@ def render_page(title: str, rows: Sequence[PageRow]) -> str:
 
     Every text is escaped; pictures load when they come into view.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return _render(
+        TEMPLATE,
         title=title,
         rows=rows,
         verdicts=sorted(Counter(row.verdict for row in rows).items()),
         types=sorted(Counter(row.edit_type for row in rows).items()),
         unsure=sum(row.confidence < 0.5 for row in rows),
     )
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """One pair with a true mask on the page of scores. `picture`, `truth_picture`: links or data URIs of the
+    strip and of the true mask over the input. `facts`: what is said below, name → text."""
+
+    name: str
+    text: str
+    picture: str
+    truth_picture: str
+    facts: Mapping[str, str]
+
+
+def render_scores(title: str, summary: Mapping[str, Any], rows: Sequence[ScoredPair]) -> str:
+    """Tables of `data.mask_evaluation.summarise_scores` and a card for each row, as one HTML file."""
+    return _render(SCORES_TEMPLATE, title=title, summary=summary, rows=rows)
+
+
+def _render(template: Path, **values: Any) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
