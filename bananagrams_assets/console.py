@@ -141,8 +141,8 @@ def show_mask_scores(summary: Mapping[str, Any]) -> None:
     untouched, corners = summary["false_area"], summary["corner_px"]
     if untouched["pairs"]:
         click.echo(
-            f"{untouched['pairs']} pairs with no visible edit: mean false area {number(untouched['mean'], 5)}, "
-            f"{number(untouched['max'], 5)} at most"
+            f"{untouched['pairs']} pairs with no visible edit: false area {number(untouched['mean'], 5)}, "
+            f"at most {number(untouched['max'], 5)}"
         )
     if corners["pairs"]:
         click.echo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MANIFEST_REJECTS = "manifest/rejects.parquet"
+MASK_CHECK = "checks/mask_iou.json"
 
 
 def split_of(shard: str) -> str:

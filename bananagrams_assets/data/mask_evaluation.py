@@ -69,7 +69,8 @@ class PairScore:
     """How the masks fare on one pair. Where `problem` says why it could not be read, nothing else counts.
 
     `iou` to `false_area` are 0..1, over the pixels that both pictures show; a pair that cannot be aligned has
-    an empty mask. `corner_px`: the largest error of the four corners in before px, None where the truth is not known.
+    an empty mask. `corner_px`: the largest error of the four corners in before px, None where it is not
+    known where they belong.
     """
 
     name: str

@@ -31,6 +31,7 @@ from bananagrams_assets.sample.photos import (
     Say,
     cut_tile,
     folder_photos,
+    labels_of,
     packaged_photos,
     read_photo,
     tile_boxes,
@@ -159,6 +160,7 @@ class Scenes:
     def __init__(self, photos: Sequence[Photo], side_px: int, enlarge: bool = False) -> None:
         self.photos = photos
         self._side_px, self._enlarge = side_px, enlarge
+        self._labelled = [index for index, photo in enumerate(photos) if labels_of(photo.path)]
         self.get = lru_cache(maxsize=24)(self._get)
 
     def _get(self, index: int) -> Scene:
@@ -167,10 +169,15 @@ class Scenes:
         rgb = cut_tile(whole, (0, 0, whole.shape[1], whole.shape[0]), self._side_px)
         if self._enlarge and max(rgb.shape) < self._side_px:
             rgb = _enlarged(rgb, self._side_px, np.random.default_rng(index))
-        return Scene(rgb, partial(segments_of, path), self._any)
+        return Scene(rgb, partial(segments_of, path), self._any, self._labelled_one)
 
     def _any(self, rng: np.random.Generator) -> Scene:
         return self.get(int(rng.integers(len(self.photos))))
+
+    def _labelled_one(self, rng: np.random.Generator) -> Scene | None:
+        if not self._labelled:
+            return None
+        return self.get(self._labelled[int(rng.integers(len(self._labelled)))])
 
 
 def _enlarged(rgb: RGB, side_px: int, rng: np.random.Generator) -> RGB:

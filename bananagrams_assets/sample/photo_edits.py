@@ -7,7 +7,7 @@ feathered as an editor's are; the mask ends at half alpha.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,11 +31,15 @@ LEAST_BLURRED = 0.7
 
 @dataclass(eq=False)
 class Scene:
-    """A photograph to edit (uint8 RGB), and where segments and other photographs are to be had."""
+    """A photograph to edit (uint8 RGB), and where its segments and other photographs are to be had.
+
+    `others` draws any photograph, `donors` one with labelled objects, None where there is none.
+    """
 
     rgb: RGB
     find_segments: Callable[[RGB], list[Segment]]
     others: Callable[[Rng], Scene]
+    donors: Callable[[Rng], Scene | None]
 
     @cached_property
     def segments(self) -> list[Segment]:
@@ -118,7 +122,7 @@ def _over(picture: RGB, layer: npt.NDArray[Any], alpha: npt.NDArray[np.float32])
 def _remove(family: str, scene: Scene, rng: Rng) -> Edit:
     if rng.random() < 0.4:
         before, covered, name, where = _placed(scene, rng)
-        staged = Scene(before, scene.find_segments, scene.others)
+        staged = replace(scene, rgb=before)
         return _edit(family, staged, scene.rgb, covered, covered, rng, the=f"the {name} {where}", name=name)
     target = _segment(scene, rng, 0.004, 0.14)
     hole = _grown(target.mask, _margin(target.mask))
@@ -275,7 +279,9 @@ def _turn(family: str, scene: Scene, rng: Rng) -> Edit:
 def _donor(scene: Scene, rng: Rng, but: str = "") -> tuple[RGB, Segment]:
     """A whole object of another photograph, not of the category `but`."""
     for _ in range(8):
-        other = scene.others(rng)
+        other = scene.donors(rng)
+        if other is None:
+            break
         fitting = [
             segment
             for segment in other.segments
@@ -325,7 +331,7 @@ def _pasted(picture: RGB, layer: draw.Layer, x: int, y: int) -> tuple[RGB, Mask]
 def _placed(scene: Scene, rng: Rng) -> tuple[RGB, Mask, str, str]:
     """The picture with one more object, what it covers, its name, and where it stands in words."""
     height, width = scene.rgb.shape[:2]
-    if rng.random() < 0.7:
+    if rng.random() < 0.7 and scene.donors(rng):
         rgb, segment = _donor(scene, rng)
         left, top, right, bottom = segment.box
         scale = rng.uniform(0.16, 0.42) * min(height, width) / max(right - left, bottom - top)
@@ -363,28 +369,39 @@ def _beside(scene: Scene, mask: Mask) -> str:
 def _replace(family: str, scene: Scene, rng: Rng) -> Edit:
     if rng.random() < 0.4:
         before, covered, name, where = _placed(scene, rng)
-        staged, ground = Scene(before, scene.find_segments, scene.others), scene.rgb
+        staged, ground = replace(scene, rgb=before), scene.rgb
         painted, the = covered, f"the {name} {where}"
     else:
         target = _segment(scene, rng, 0.008, 0.16)
         staged, covered, name, the = scene, target.mask, target.name, target.the
         painted = _grown(covered, _margin(covered))
         ground = fill(scene.rgb, painted, _same(scene, target))
-    rgb, new = _donor(scene, rng, but=name)
     left, top, right, bottom = box_of(covered)
-    u, v, w, z = new.box
-    scale = min((right - left) / (w - u), (bottom - top) / (z - v)) * rng.uniform(0.95, 1.15)
-    size = max(8, round((w - u) * scale)), max(8, round((z - v) * scale))
+    layer, new = _fitting(scene, rng, (right - left, bottom - top), but=name)
     height, width = covered.shape
-    if size[0] > width - 2 or size[1] > height - 2:
+    if layer.shape[0] > height - 2 or layer.shape[1] > width - 2:
         raise Invisible("the new object does not fit into the picture")
-    x = min(max(round((left + right - size[0]) / 2), 1), width - size[0] - 1)
-    y = min(max(bottom - size[1], 1), height - size[1] - 1)
-    after, place = _pasted(ground, _cut_out(rgb, new, size), x, y)
+    x = min(max(round((left + right - layer.shape[1]) / 2), 1), width - layer.shape[1] - 1)
+    y = min(max(bottom - layer.shape[0], 1), height - layer.shape[0] - 1)
+    after, place = _pasted(ground, layer, x, y)
     return _edit(
         family, staged, after, painted | place, covered | place, rng,
-        the=the, name=name, a_new=words.a(new.label), new=new.label,
+        the=the, name=name, a_new=words.a(new), new=new,
     )  # fmt: skip
+
+
+def _fitting(scene: Scene, rng: Rng, size: tuple[int, int], but: str) -> tuple[draw.Layer, str]:
+    """An object not named `but`, of about a size (W, H) in px, and its name."""
+    if not scene.donors(rng):
+        kind, color = pick(rng, draw.KINDS), pick(rng, draw.COLORS)
+        if f"{color} {kind}" == but:
+            raise Invisible("an object would replace its like")
+        return draw.draw_thing(kind, color, max(16, min(size)), int(rng.integers(2**31))), f"{color} {kind}"
+    rgb, new = _donor(scene, rng, but)
+    left, top, right, bottom = new.box
+    scale = min(size[0] / (right - left), size[1] / (bottom - top)) * rng.uniform(0.95, 1.15)
+    resized = max(8, round((right - left) * scale)), max(8, round((bottom - top) * scale))
+    return _cut_out(rgb, new, resized), new.label
 
 
 def _background(family: str, scene: Scene, rng: Rng) -> Edit:
@@ -478,7 +495,7 @@ def _restyle_text(family: str, scene: Scene, rng: Rng) -> Edit:
     before, old = _put(scene.rgb, _word_layer(word, color, width, font), place)
     visible_truth(scene.rgb, before, old, old)  # it has to be read before it is changed
     after, new = _put(scene.rgb, _word_layer(word, new_color, width, new_font), place)
-    written = Scene(before, scene.find_segments, scene.others)
+    written = replace(scene, rgb=before)
     return _edit(family, written, after, old | new, old | new, rng, word=word, color=new_color, font=new_font)
 
 
@@ -502,7 +519,7 @@ def _translate(family: str, scene: Scene, rng: Rng) -> Edit:
         u, v = x + (board_w - layer.shape[1]) // 2, y + (board_h - layer.shape[0]) // 2
         signs.append(draw.paste(bare, layer, u, v))
         cover[v : v + layer.shape[0], u : u + layer.shape[1]] ^= layer[..., 3] > 0.5
-    written = Scene(signs[0], scene.find_segments, scene.others)
+    written = replace(scene, rgb=signs[0])
     return _edit(family, written, signs[1], cover, cover, rng, word=english, language=language)
 
 
