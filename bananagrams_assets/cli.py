@@ -12,7 +12,17 @@ import click
 
 from . import __version__
 from .config import Profile, flatten
-from .console import progress, show_dataset, show_model, show_results, show_status, source_of, tracking_uri
+from .console import (
+    confidence_in_words,
+    mask_in_words,
+    progress,
+    show_dataset,
+    show_model,
+    show_results,
+    show_status,
+    source_of,
+    tracking_uri,
+)
 from .profiles import (
     PROFILE_VARIABLE,
     SET_VARIABLE,
@@ -285,8 +295,15 @@ def mask(
     before: str, after: str, output: str, overlay: str | None,
     profile: str | None, store: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Align AFTER with BEFORE and find what the edit changed."""
+    """Align AFTER with BEFORE and find what the edit changed.
+
+    \b
+    bananagrams mask before.jpg after.png --output mask.png --overlay overlay.jpg
+    """
     loaded = configure(profile, store, settings)
+    for path in (output, overlay):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise click.ClickException(f"{path} cannot be written: its folder does not exist")
     from .vision.align import align
     from .vision.images import encode_png_mask
     from .vision.mask import edit_mask
@@ -297,10 +314,13 @@ def mask(
         raise click.ClickException(f"{after} cannot be aligned with {before}: {alignment.reason}")
     found = edit_mask(first, second, alignment.homography, alignment.overlap, loaded.profile.mask, "")
     Path(output).write_bytes(encode_png_mask(found.mask, one_bit=False))
-    click.echo(f"{output}: {found.verdict} edit over {found.area:.1%} of the picture")
+    click.echo(f"{output}: {mask_in_words(found)}; {confidence_in_words(found.confidence)}")
+    matches = (
+        f" with {alignment.inliers} inliers, {alignment.residual_px:.2f} px off" if alignment.inliers else ""
+    )
     click.echo(
-        f"confidence {found.confidence:.2f}; aligned by {alignment.method} with {alignment.inliers} inliers, "
-        f"{alignment.residual_px:.2f} px off"
+        f"aligned by {alignment.method}{matches}, over {alignment.overlap_share:.0%} of the picture; "
+        f"{confidence_in_words(alignment.confidence)}"
     )
     if overlay:
         write_overlay(overlay, first, found.mask)

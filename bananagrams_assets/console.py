@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .config import Profile
 from .profiles import LoadedProfile, default_store
+
+if TYPE_CHECKING:
+    from .vision.mask import EditMask
 
 
 @contextmanager
@@ -118,6 +121,22 @@ def _duration(seconds: float | None) -> str:
         return "none, every shard is fetched"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def mask_in_words(found: EditMask) -> str:
+    """What an edit changed, in a few words."""
+    if found.verdict == "nothing":
+        return "no visible edit"
+    if found.is_global:
+        return "global edit, of everything that both pictures show"
+    parts = "1 part" if found.components == 1 else f"{found.components} parts"
+    return f"local edit over {found.area:.1%} of the picture, in {parts}"
+
+
+def confidence_in_words(confidence: float) -> str:
+    """0..1 as a word and a number."""
+    word = "high" if confidence >= 0.8 else "fair" if confidence >= 0.5 else "low"
+    return f"{word} confidence ({confidence:.2f})"
 
 
 def show_mask_scores(summary: Mapping[str, Any]) -> None:

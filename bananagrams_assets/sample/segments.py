@@ -25,7 +25,7 @@ Mask = npt.NDArray[np.bool_]
 
 SMALLEST_SHARE = 0.004
 """Of the picture: smaller segments are hard to see and harder to name."""
-WORK_SIDE_PX = 320
+WORK_SIDE_PX = 224
 """Regions are found on a copy of this longest side; their outlines are drawn smooth at full size."""
 
 THINGS = frozenset(
