@@ -185,25 +185,25 @@ def _work(pairs: list[tuple[bytes, bytes, str]], seconds: float, start: Any, don
     cv2.setNumThreads(1)
     ours(*pairs[0])
     start.wait()
-    began, count = time.perf_counter(), 0
+    began, cpu, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < seconds:
         ours(*pairs[count % len(pairs)])
         count += 1
-    done.put(count / (time.perf_counter() - began))
+    done.put((count / (time.perf_counter() - began), (time.process_time() - cpu) / count))
 
 
-def rate(pairs: list[Pair], processes: int, seconds: float) -> float:
-    """Pairs a second of so many processes together, by wall time."""
+def rate(pairs: list[Pair], processes: int, seconds: float) -> tuple[float, float]:
+    """Pairs a second of so many processes together, by wall time, and CPU seconds a pair."""
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(processes), context.Queue()
     bare = [(pair.before, pair.after, pair.scope) for pair in pairs]
     workers = [context.Process(target=_work, args=(bare, seconds, start, done)) for _ in range(processes)]
     for worker in workers:
         worker.start()
-    total = sum(done.get() for _ in workers)
+    found = [done.get() for _ in workers]
     for worker in workers:
         worker.join()
-    return float(total)
+    return sum(each[0] for each in found), float(np.mean([each[1] for each in found]))
 
 
 def peak_memory(side_px: int) -> float:
@@ -276,8 +276,10 @@ def main() -> None:
     if chosen.processes:
         # In turn, so that a busy machine slows both alike.
         rates = [[rate(pairs, processes, 6.0) for processes in (1, 2)] for _ in range(3)]
-        one, two = np.median(np.array(rates), axis=0)
+        (one, cpu_one), (two, cpu_two) = np.median(np.array(rates), axis=0)
         print(f"one process {one:.2f} pairs/s, two {two:.2f} pairs/s: {two / one:.2f} times")
+        # What a busy machine leaves of the answer: how much dearer a pair becomes beside another.
+        print(f"CPU time a pair {cpu_one:.3f} and {cpu_two:.3f} s: {2 * cpu_one / cpu_two:.2f} times")
         return
     methods = chosen.method or list(RECIPES)
     measure(pairs[:2], methods)  # what is loaded and allocated once is not part of a pair's time

@@ -92,8 +92,8 @@ def test_sixteen_bit_colour() -> None:
 
 
 def test_sixteen_bit_grey() -> None:
-    grey = cv2.cvtColor(textured(4), cv2.COLOR_RGB2GRAY)
-    truth = box(grey, 0.35, 0.3, 0.65, 0.7)
+    grey = textured(4)[..., 1]
+    truth = box(textured(4), 0.35, 0.3, 0.65, 0.7)
     changed = np.where(truth, 255 - grey // 2, grey)
     pictures = [Image.fromarray(picture.astype(np.uint16) * 257) for picture in (grey, changed)]
     _through(_bytes(pictures[0]), _bytes(pictures[1]))
@@ -107,7 +107,7 @@ def test_other_colour_models(mode: str) -> None:
     converted = [
         _bytes(Image.fromarray(picture).convert(mode), form, **options) for picture in (before, after)
     ]
-    alignment, found = _through(*converted)
+    alignment, found = _through(converted[0], converted[1])
     if mode != "1":  # dithering drowns what was there
         assert alignment.accepted, alignment.reason
         assert found is not None
@@ -156,7 +156,7 @@ def test_a_huge_picture_is_masked_at_its_own_size() -> None:
         )
         for picture in (before, after)
     ]
-    _, found = _through(*huge)
+    _, found = _through(huge[0], huge[1])
     assert found is not None
     assert found.mask.shape == (300 * scale, 400 * scale)
     assert iou(found.mask, cv2.resize(truth.astype(np.uint8), (400 * scale, 300 * scale)) > 0) > 0.9
