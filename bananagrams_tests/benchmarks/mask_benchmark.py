@@ -157,9 +157,11 @@ def report(rows: dict[str, list[Row]]) -> str:
     if "ours" in rows:
         confidence = [row.outcome.confidences[0] for row in rows["ours"]]
         placed_well = [row.corner_px <= 4 for row in rows["ours"]]
+        found_area = auroc(confidence, placed_well)
+        area = "-" if found_area is None else f"{found_area:.3f}"
         accepted_wrong = sum(row.outcome.mask is not None and row.corner_px > 8 for row in rows["ours"])
         lines.append(
-            f"ours: alignment confidence AUROC for corners within 4 px {auroc(confidence, placed_well)}, "
+            f"ours: alignment confidence AUROC for corners within 4 px {area}, "
             f"{placed_well.count(False)} are not; accepted though over 8 px off: {accepted_wrong}"
         )
     lines += ["", "method   pairs/s   ms a pair (by step)"]

@@ -124,7 +124,7 @@ def test_checks_passed_for_every_shard(built: Server) -> None:
     query = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
       assetChecksOrError { ... on AssetChecks { checks { name executionForLatestMaterialization {
         status } } } } } } }"""
-    for asset in ("manifest", "edit_masks", "shards"):
+    for asset in ("manifest", "shards"):
         node = built.query(query, key={"path": [asset]})["assetNodeOrError"]
         checks = node["assetChecksOrError"]["checks"]
         assert checks
