@@ -12,7 +12,17 @@ import click
 
 from . import __version__
 from .config import Profile, flatten
-from .console import progress, show_dataset, show_model, show_results, show_status, source_of, tracking_uri
+from .console import (
+    confidence_in_words,
+    mask_in_words,
+    progress,
+    show_dataset,
+    show_model,
+    show_results,
+    show_status,
+    source_of,
+    tracking_uri,
+)
 from .profiles import (
     PROFILE_VARIABLE,
     SET_VARIABLE,
@@ -285,8 +295,15 @@ def mask(
     before: str, after: str, output: str, overlay: str | None,
     profile: str | None, store: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Align AFTER with BEFORE and find what the edit changed."""
+    """Align AFTER with BEFORE and find what the edit changed.
+
+    \b
+    bananagrams mask before.jpg after.png --output mask.png --overlay overlay.jpg
+    """
     loaded = configure(profile, store, settings)
+    for path in (output, overlay):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise click.ClickException(f"{path} cannot be written: its folder does not exist")
     from .vision.align import align
     from .vision.images import encode_png_mask
     from .vision.mask import edit_mask
@@ -297,10 +314,13 @@ def mask(
         raise click.ClickException(f"{after} cannot be aligned with {before}: {alignment.reason}")
     found = edit_mask(first, second, alignment.homography, alignment.overlap, loaded.profile.mask, "")
     Path(output).write_bytes(encode_png_mask(found.mask, one_bit=False))
-    click.echo(f"{output}: {found.verdict} edit over {found.area:.1%} of the picture")
+    click.echo(f"{output}: {mask_in_words(found)}; {confidence_in_words(found.confidence)}")
+    matches = (
+        f" with {alignment.inliers} inliers, {alignment.residual_px:.2f} px off" if alignment.inliers else ""
+    )
     click.echo(
-        f"confidence {found.confidence:.2f}; aligned by {alignment.method} with {alignment.inliers} inliers, "
-        f"{alignment.residual_px:.2f} px off"
+        f"aligned by {alignment.method}{matches}, over {alignment.overlap_share:.0%} of the picture; "
+        f"{confidence_in_words(alignment.confidence)}"
     )
     if overlay:
         write_overlay(overlay, first, found.mask)
@@ -366,28 +386,81 @@ def verify(
 @click.option("--photos", type=click.Path(exists=True, file_okay=False),
               help="Folder of photographs; without it, those that come with our dependencies.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), help="Pairs to make.")
+@click.option("--side", type=click.IntRange(128, 2048), help="Longest side of a made photograph, in px.")
+@click.option(
+    "--strength",
+    "strengths",
+    type=click.FloatRange(0, 2),
+    multiple=True,
+    help="Of the made editor's redrawing, 0 to 2; repeated, pairs take them in turn (with --photos).",
+)
 @click.option(
     "--output", required=True, type=click.Path(file_okay=False), help="Folder for manifest and pictures."
 )
 @profile_options
 def sample(
-    photos: str | None, count: int | None, output: str,
+    photos: str | None, count: int | None, side: int | None, strengths: tuple[float, ...], output: str,
     profile: str | None, store: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Make before/after pairs with exact masks from photographs, as a manifest that `build` takes.
 
+    Where photographs have COCO panoptic labels (NAME.png beside NAME.jpg, and objects.json), their objects
+    are edited by name. `evaluate-masks` scores the masks of what this writes.
+
     \b
-    bananagrams sample --photos holiday --count 200 --output pairs
+    bananagrams sample --photos holiday --count 200 --strength 1 --strength 2 --output pairs
     bananagrams build --manifest pairs/sft.jsonl --store dataset
     """
-    more = {"source.sample.pairs": count} if count else {}
-    loaded = configure(profile, store, settings, more)
+    if len(strengths) > 1 and not photos:
+        raise click.UsageError("the embedded sample has one strength; several need --photos")
+    more = {
+        "source.sample.pairs": count,
+        "source.sample.side_px": side,
+        "source.sample.strength": strengths[0] if strengths else None,
+    }
+    loaded = configure(
+        profile, store, settings, {key: value for key, value in more.items() if value is not None}
+    )
     from .sample.make import make_sample
 
     summary = make_sample(
-        Path(output), loaded.profile.source.sample, Path(photos) if photos else None, click.echo
-    )
+        Path(output), loaded.profile.source.sample, Path(photos) if photos else None, click.echo,
+        strengths=strengths,
+    )  # fmt: skip
     click.echo(f"{output}/sft.jsonl: {summary['pairs']} pairs; exact masks in {output}/masks")
+
+
+@main.command("evaluate-masks")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.option("--output", required=True, type=click.Path(file_okay=False),
+              help="Folder for scores.json, pairs.csv and a page of the worst pairs.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a core.")
+@click.option("--worst", type=click.IntRange(min=0), default=24, show_default=True, help="Pairs on the page.")
+@profile_options
+def evaluate_masks(
+    folder: str, output: str, workers: int | None, worst: int,
+    profile: str | None, store: str | None, settings: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Score masks on a folder of pairs with true masks.
+
+    \b
+    FOLDER is what `bananagrams sample` wrote, or holds for each pair
+      NAME.before.jpg  NAME.after.png  NAME.truth.png  (white where edited, of the before picture's size)
+      NAME.json        if more is known: family, strength, edit_type, text, is_global, homography
+
+    \b
+    bananagrams sample --photos holiday --count 200 --strength 1 --strength 2 --output pairs
+    bananagrams evaluate-masks pairs --output scores
+    """
+    loaded = configure(profile, store, settings)
+    from .console import show_mask_scores
+    from .data.mask_evaluation import read_cases, score_folder, summarise_scores, write_evaluation
+
+    cases = read_cases(Path(folder))
+    processes = min(workers or os.cpu_count() or 1, len(cases))
+    scores = score_folder(cases, loaded.profile, processes, click.echo)
+    show_mask_scores(summarise_scores(scores))
+    click.echo(f"{write_evaluation(cases, scores, loaded.profile, Path(output), worst)}")
 
 
 @main.group()

@@ -402,6 +402,9 @@ class CheckSettings(Section):
     max_lost: Fraction = Field(
         0.1, description="largest share of a shard's records whose pictures could not be had"
     )
+    min_mask_iou: Fraction = Field(
+        0.88, description="mean IoU that masks must reach on a few made pairs whose true masks are known"
+    )
     min_gain: float = Field(
         0.02, ge=0, le=1, description="dev IoU the model must have over the best trivial baseline"
     )

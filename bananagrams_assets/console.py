@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .config import Profile
 from .profiles import LoadedProfile, default_store
+
+if TYPE_CHECKING:
+    from .vision.mask import EditMask
 
 
 @contextmanager
@@ -117,3 +121,60 @@ def _duration(seconds: float | None) -> str:
         return "none, every shard is fetched"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def mask_in_words(found: EditMask) -> str:
+    """What an edit changed, in a few words."""
+    if found.verdict == "nothing":
+        return "no visible edit"
+    if found.is_global:
+        return "global edit, of everything that both pictures show"
+    parts = "1 part" if found.components == 1 else f"{found.components} parts"
+    return f"local edit over {found.area:.1%} of the picture, in {parts}"
+
+
+def confidence_in_words(confidence: float) -> str:
+    """0..1 as a word and a number."""
+    word = "high" if confidence >= 0.8 else "fair" if confidence >= 0.5 else "low"
+    return f"{word} confidence ({confidence:.2f})"
+
+
+def show_mask_scores(summary: Mapping[str, Any]) -> None:
+    """Print what `data.mask_evaluation.summarise_scores` found."""
+    columns = ("iou", "precision", "recall", "boundary_f")
+
+    def number(value: float | None, digits: int = 3) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    groups = {"all local edits": summary["local"]}
+    groups |= {f"strength {name}": row for name, row in summary["by_strength"].items()}
+    groups |= summary["by_family"]
+    width = max(len(name) for name in groups)
+    click.echo(f"{'':{width}}  pairs     IoU  precision  recall  boundary F")
+    for name, row in groups.items():
+        iou, precision, recall, boundary = (number(row[column]) for column in columns)
+        click.echo(f"{name:{width}}  {row['pairs']:5}  {iou:>6}  {precision:>9}  {recall:>6}  {boundary:>10}")
+    for truth, found in summary["verdicts"].items():
+        listed = ", ".join(f"{name} {count}" for name, count in found.items())
+        click.echo(f"truth {truth}: found {listed}")
+    untouched, corners = summary["false_area"], summary["corner_px"]
+    if untouched["pairs"]:
+        click.echo(
+            f"{untouched['pairs']} pairs with no visible edit: false area {number(untouched['mean'], 5)}, "
+            f"at most {number(untouched['max'], 5)}"
+        )
+    if corners["pairs"]:
+        click.echo(
+            f"{corners['pairs']} aligned: corners {number(corners['median'], 2)} px off in the median, "
+            f"{number(corners['p95'], 2)} at the 95th percentile; {corners['over_8']} over 8 px"
+        )
+    for name, row in summary["confidence"].items():
+        if row["pairs"]:
+            click.echo(
+                f"confidence of {name}: AUROC {number(row['auroc'])}, "
+                f"calibration error {number(row['calibration_error'])}"
+            )
+    for name, problem in summary["not_read"].items():
+        click.echo(f"not read: {name}: {problem}")
+    if summary["not_aligned"]:
+        click.echo(f"{summary['not_aligned']} pairs could not be aligned")

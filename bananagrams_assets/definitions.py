@@ -26,6 +26,7 @@ defs = dg.Definitions(
     asset_checks=[
         checks.no_photograph_in_two_splits,
         checks.few_lost,
+        checks.masks_reach_iou,
         checks.samples_read_back,
         checks.few_rejected,
         checks.beats_trivial_baselines,

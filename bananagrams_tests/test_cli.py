@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -210,3 +211,41 @@ def test_sample_makes_a_manifest_that_build_takes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert len((tmp_path / "pairs" / "sft.jsonl").read_text().splitlines()) == 16
     assert len(list((tmp_path / "pairs" / "masks").glob("*.png"))) == 16
+
+
+def test_mask_says_how_sure_it_is_in_words(tmp_path: Path) -> None:
+    picture = photograph(tmp_path / "before.png", 5)
+    picture[40:90, 50:120] = (255, 0, 90)
+    Image.fromarray(picture).save(tmp_path / "after.png")
+    before, after, mask = (str(tmp_path / name) for name in ("before.png", "after.png", "mask.png"))
+    edited = here("mask", before, after, "--output", mask)
+    assert re.search(
+        r"local edit over 1\d\.\d% of the picture, in 1 part; \w+ confidence \(0\.\d\d\)", edited.output
+    )
+    assert re.search(r"aligned by \w+ with \d+ inliers, .* px off.*; high confidence \(", edited.output)
+    same = here("mask", before, before, "--output", mask)
+    assert "no visible edit; low confidence" in same.output
+
+
+def test_mask_refuses_what_it_cannot_read_or_write_in_one_line(tmp_path: Path) -> None:
+    photograph(tmp_path / "one.png", 1)
+    (tmp_path / "page.png").write_text("<html>")
+    one, page = str(tmp_path / "one.png"), str(tmp_path / "page.png")
+    broken = here("mask", one, page, "--output", str(tmp_path / "m.png"))
+    assert broken.exit_code == 1
+    assert "page.png" in broken.output
+    assert "starts with '<html>'" in broken.output
+    nowhere = here("mask", one, one, "--output", str(tmp_path / "no" / "m.png"))
+    assert nowhere.exit_code == 1
+    assert "its folder does not exist" in nowhere.output
+
+
+def test_one_strength_alone_goes_with_the_embedded_sample(tmp_path: Path) -> None:
+    two = here("sample", "--strength", "0", "--strength", "1", "--output", str(tmp_path / "pairs"))
+    assert two.exit_code == 2
+    assert "several need --photos" in two.output
+    one = here(
+        "sample", "--strength", "0", "--side", "128", "--count", "1", "--output", str(tmp_path / "pairs")
+    )
+    assert one.exit_code == 0, one.output
+    assert json.loads((tmp_path / "pairs" / "truth.jsonl").read_text())["strength"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 MANIFEST_REJECTS = "manifest/rejects.parquet"
 OVERLAYS = "overlays/"
 OVERLAYS_CONTENTS = "overlays/index.html"
+MASK_CHECK = "checks/mask_iou.json"
 
 
 def split_of(shard: str) -> str:

@@ -5,9 +5,10 @@ import warnings
 import dagster as dg
 
 from ..data import layout
+from ..data.mask_check import measured_mask_ious
 from ..data.stages import WHOLE, read_receipt
 from ..data.verify import photographs_in_two_splits, read_back
-from .dataset import image_pairs, manifest, shards
+from .dataset import edit_masks, image_pairs, manifest, shards
 from .model import mask_model
 from .partitions import PROFILE, shard_partitions
 from .resources import StoreResource
@@ -41,6 +42,26 @@ def few_lost(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg
         passed=share <= PROFILE.checks.max_lost,
         description=f"{lost} of {records} records lack a picture, {to_retry} of them may pass",
         metadata={"share": share, "limit": PROFILE.checks.max_lost, "to_retry": to_retry},
+    )
+
+
+@dg.asset_check(asset=edit_masks)
+def masks_reach_iou(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+    """Masks of a few made pairs, whose true masks are known, reach a mean IoU of `checks.min_mask_iou`.
+
+    It tells of settings and code, not of a shard, so it is measured once for each of them.
+    """
+    ious = measured_mask_ious(store.open(), PROFILE, context.log.info)
+    every = [iou for family in ious.values() for iou in family]
+    mean = sum(every) / len(every)
+    return dg.AssetCheckResult(
+        passed=mean >= PROFILE.checks.min_mask_iou,
+        description=f"mean IoU {mean:.3f} on {len(every)} made pairs; {PROFILE.checks.min_mask_iou} needed",
+        metadata={
+            "mean_iou": mean,
+            "limit": PROFILE.checks.min_mask_iou,
+            **{f"iou of {family}": sum(found) / len(found) for family, found in ious.items()},
+        },
     )
 
 

@@ -261,21 +261,65 @@ def draw_scene(name: str, shape: tuple[int, int], rng: np.random.Generator) -> R
 
 
 @cache
-def _font_file() -> str:
-    return str(package_folder("matplotlib") / "mpl-data/fonts/ttf/DejaVuSans-Bold.ttf")
+def _font_file(name: str) -> str:
+    return str(package_folder("matplotlib") / "mpl-data/fonts/ttf" / name)
 
 
-def draw_word(word: str, width_px: int) -> Layer:
-    """The coverage of a word in bold capitals about `width_px` wide, float32 0..1, cut to the letters."""
+def draw_word(word: str, width_px: int, font_name: str = "DejaVuSans-Bold.ttf") -> Layer:
+    """The coverage of a word about `width_px` wide, float32 0..1, cut to the letters.
+
+    `font_name` is a file that matplotlib ships.
+    """
     size = 64
-    font = ImageFont.truetype(_font_file(), size, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(_font_file(font_name), size, layout_engine=ImageFont.Layout.BASIC)
     size = max(round(size * width_px / font.getlength(word)), 8)
-    font = ImageFont.truetype(_font_file(), size, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(_font_file(font_name), size, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = (round(edge) for edge in font.getbbox(word))
     canvas = Image.new("L", (right - left + 2, bottom - top + 2))
     ImageDraw.Draw(canvas).text((1 - left, 1 - top), word, fill=255, font=font)
     coverage: Layer = np.asarray(canvas, np.float32) / np.float32(255)
     return coverage
+
+
+ACCESSORIES = ("glasses", "necklace", "headband", "sunglasses", "party hat", "bow tie", "chain")
+
+
+def draw_accessory(kind: str, color: str, size: tuple[int, int]) -> Layer:
+    """Something small or thin to wear, of `size` (W, H) px, in one shaded colour."""
+    width, height = size[0] * _OVERSAMPLE, size[1] * _OVERSAMPLE
+    alpha = np.zeros((height, width), np.uint8)
+    line = max(round(0.035 * width), round(1.8 * _OVERSAMPLE))
+
+    def at(x: float, y: float) -> tuple[int, int]:
+        return round(x * width), round(y * height)
+
+    if kind in ("glasses", "sunglasses"):
+        for x in (0.27, 0.73):
+            lens = -1 if kind == "sunglasses" else line
+            cv2.ellipse(alpha, at(x, 0.5), (round(0.17 * width), round(0.36 * height)), 0, 0, 360, 255, lens)
+        cv2.line(alpha, at(0.44, 0.45), at(0.56, 0.45), 255, line)
+        cv2.line(alpha, at(0.1, 0.45), at(0.02, 0.4), 255, line)
+        cv2.line(alpha, at(0.9, 0.45), at(0.98, 0.4), 255, line)
+    elif kind in ("necklace", "chain"):
+        axes = (round(0.46 * width), round(0.8 * height))
+        cv2.ellipse(alpha, at(0.5, 0.05), axes, 0, 5, 175, 255, line)
+        if kind == "necklace":
+            cv2.circle(alpha, at(0.5, 0.87), round(0.1 * min(width, height)) + line // 2, 255, -1)
+    elif kind == "headband":
+        arc = round(0.28 * height)
+        cv2.ellipse(alpha, at(0.5, 0.75), (round(0.47 * width), round(0.45 * height)), 0, 190, 350, 255, arc)
+    elif kind == "party hat":
+        cv2.fillPoly(alpha, [np.array([at(0.5, 0.02), at(0.9, 0.95), at(0.1, 0.95)])], 255)
+    elif kind == "bow tie":
+        for x, inner in ((0.05, 0.46), (0.95, 0.54)):
+            cv2.fillPoly(alpha, [np.array([at(x, 0.1), at(inner, 0.5), at(x, 0.9)])], 255)
+        cv2.circle(alpha, at(0.5, 0.5), round(0.16 * height), 255, -1)
+    else:
+        raise ValueError(f"{kind!r} is nothing to wear; there are {', '.join(ACCESSORIES)}")
+    cover = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    light = np.linspace(1.12, 0.82, size[1], dtype=np.float32)[:, None, None]
+    rgb = np.clip(np.broadcast_to(np.array(COLORS[color], np.float32) * light, (*cover.shape, 3)), 0, 255)
+    return np.dstack([rgb, cover]).astype(np.float32)
 
 
 def draw_plate(color: str, shape: tuple[int, int], rng: np.random.Generator) -> Layer:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from bananagrams_assets.sample import draw, filters, words
 from bananagrams_assets.sample.photos import RGB
@@ -30,20 +31,19 @@ from bananagrams_assets.sample.things import (
     text_width,
     word_layer,
 )
+from bananagrams_assets.sample.visible import VISIBLE_DE, Invisible, colour_change, without_specks
 
-VISIBLE_DE = 4.0
-"""CIE Lab dE of a visible change: not quite twice the just noticeable 2.3 of Mahy et al., 1994."""
 LEAST_VISIBLE = 0.8
 LEAST_AREA = 0.008
 
 
-class Invisible(ValueError):
-    """An edit that changes too little to be seen; draw it again with other choices."""
-
-
 @dataclass(frozen=True)
 class Edit:
-    """A pair before re-encoding: uint8 RGB `before` and `after`, bool `mask` (H, W), words."""
+    """A pair before re-encoding: uint8 RGB `before` and `after`, bool `mask` (H, W) of `before`, words.
+
+    `homography` maps pixels of `after` to pixels of `before`; None: they are the same. Where the pair is
+    the same picture, or one is a part of the other, the mask is empty.
+    """
 
     family: str
     before: RGB
@@ -52,11 +52,24 @@ class Edit:
     text: str
     summary: str
     is_global: bool
+    homography: npt.NDArray[np.float64] | None = None
 
     @property
     def edit_type(self) -> str:
         """The manifest's name of this kind of edit."""
-        return words.FAMILIES[self.family][0]
+        return words.family(self.family)[0]
+
+    @property
+    def verdict(self) -> str:
+        """What a mask should be called: `local`, `global` or `nothing`."""
+        return "global" if self.is_global else "local" if self.mask.any() else "nothing"
+
+    @property
+    def visibility(self) -> float:
+        """Mean CIE Lab dE of the change inside the mask; 0 where there is none."""
+        if not self.mask.any():
+            return 0.0
+        return float(colour_change(self.before, self.after)[self.mask].mean())
 
 
 def make_edit(family: str, tile: RGB, rng: Rng) -> Edit:
@@ -73,15 +86,7 @@ def visible_change(before: RGB, after: RGB) -> Mask:
     distance = np.sqrt(np.sum((lab[0] - lab[1]) ** 2, axis=2))
     mask = (distance > VISIBLE_DE) & np.any(before != after, axis=2)
     smallest = max(round(mask.size * 1e-4), 4)
-    return _without_specks(~_without_specks(~mask, smallest * 4), smallest)
-
-
-def _without_specks(mask: Mask, smallest: int) -> Mask:
-    """`mask` without its components under `smallest` px (4-connected, so that thin gaps stay open)."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    keep = np.array([False] + [stats[index, cv2.CC_STAT_AREA] >= smallest for index in range(1, count)])
-    kept: Mask = keep[labels]
-    return kept
+    return without_specks(~without_specks(~mask, smallest * 4), smallest)
 
 
 def _finish(

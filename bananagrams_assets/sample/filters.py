@@ -124,6 +124,78 @@ def _comic(picture: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(np.where(ink[..., None], np.float32(16), levels[..., None] * paper))
 
 
+def _watercolor(picture: RGB, rng: np.random.Generator) -> RGB:
+    painted = cv2.stylization(picture, sigma_s=float(rng.uniform(20, 40)), sigma_r=0.45).astype(np.float32)
+    shape = (picture.shape[0], picture.shape[1])
+    paper = 6 * noise(shape, rng, 120)[..., None] + 8 * noise(shape, rng, 6)[..., None]
+    return to_bytes(painted * 0.82 + 46 + paper)
+
+
+def _oil(picture: RGB, rng: np.random.Generator) -> RGB:
+    """Each pixel takes the mean colour of the most frequent brightness around it."""
+    radius = max(3, max(picture.shape) // 110)
+    size = (2 * radius + 1, 2 * radius + 1)
+    level = _gray(picture) // 32
+    most = np.full(picture.shape[:2], -1, np.float32)
+    result = picture.astype(np.float32)
+    for value in range(8):
+        inside = (level == value).astype(np.float32)
+        count = cv2.boxFilter(inside, -1, size)
+        color = cv2.boxFilter(picture * inside[..., None], -1, size) / np.maximum(count, 1e-6)[..., None]
+        better = count > most
+        most, result = np.where(better, count, most), np.where(better[..., None], color, result)
+    gray = result.mean(axis=2, keepdims=True)
+    relief = cv2.Laplacian(cv2.GaussianBlur(_gray(picture), (0, 0), 1.5), cv2.CV_32F)[..., None]
+    return to_bytes(gray + (result - gray) * rng.uniform(1.3, 1.7) + 1.5 * relief + rng.uniform(4, 14))
+
+
+def _poster(picture: RGB, rng: np.random.Generator) -> RGB:
+    """Four flat inks by brightness."""
+    gray = cv2.GaussianBlur(_gray(picture), (0, 0), max(picture.shape) / 320)
+    inks = np.array(
+        [[(24, 20, 60), (200, 40, 90), (250, 170, 40), (250, 240, 210)],
+         [(10, 40, 60), (20, 120, 130), (240, 110, 80), (250, 230, 190)]][int(rng.integers(2))], np.float32
+    )  # fmt: skip
+    limits = np.percentile(gray, (25, 55, 80))
+    return to_bytes(inks[np.digitize(gray, limits)])
+
+
+def _daguerreotype(picture: RGB, rng: np.random.Generator) -> RGB:
+    shape = (picture.shape[0], picture.shape[1])
+    gray = cv2.GaussianBlur(_gray(picture), (0, 0), max(shape) / 500)
+    marks = noise(shape, rng, 70) > 2.6
+    y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    light = (30 + 0.78 * gray) * (1.05 - 0.45 * (x * x + y * y) / 2) + 50 * marks
+    return to_bytes(light[..., None] * np.array([1.0, 0.86, 0.66], np.float32))
+
+
+def _newsreel(picture: RGB, rng: np.random.Generator) -> RGB:
+    gray = _gray(picture)
+    contrast = 255 / (1 + np.exp(-(gray - rng.uniform(105, 130)) / 38))
+    grain = rng.standard_normal(gray.shape).astype(np.float32) * rng.uniform(6, 10)
+    return np.repeat(to_bytes(contrast + grain)[..., None], 3, axis=2)
+
+
+def _anime(picture: RGB, rng: np.random.Generator) -> RGB:
+    smooth = cv2.edgePreservingFilter(picture, flags=1, sigma_s=40, sigma_r=0.4)
+    hsv = cv2.cvtColor(smooth, cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 1] = hsv[..., 1] * rng.uniform(1.3, 1.6) + 14
+    hsv[..., 2] = 255 * (np.floor(hsv[..., 2] / 36) * 36 / 255) ** 0.75 + 12
+    return cv2.cvtColor(to_bytes(hsv), cv2.COLOR_HSV2RGB).astype(np.uint8)
+
+
+def _ink(picture: RGB, rng: np.random.Generator) -> RGB:
+    gray = _gray(picture)
+    sigma = max(picture.shape) / 640
+    near = cv2.GaussianBlur(gray, (0, 0), sigma)
+    far = cv2.GaussianBlur(gray, (0, 0), 1.6 * sigma)
+    # Differences of Gaussians with a soft step (Winnemöller, NPAR 2011).
+    edge = near + 16 * (near - far)
+    limit = float(rng.uniform(70, 100))
+    lines = np.where(edge >= limit, 1.0, 1 + np.tanh(0.05 * (edge - limit)))
+    return np.repeat(to_bytes(18 + 232 * lines)[..., None], 3, axis=2)
+
+
 TONES: Mapping[str, Filter] = {
     "warm": _scaled((1.16, 1.0, 0.62), (16, 4, -8)),
     "cool": _scaled((0.68, 0.96, 1.16), (-6, 2, 22)),
@@ -137,3 +209,16 @@ LIGHTS: Mapping[str, Filter] = {
 SEASONS: Mapping[str, Filter] = {"autumn": _autumn, "winter": _winter}
 WEATHERS: Mapping[str, Filter] = {"foggy": _fog, "rainy": _rain, "snowy": _snowfall}
 STYLES: Mapping[str, Filter] = {"pencil sketch": _pencil, "cartoon": _cartoon, "comic drawing": _comic}
+ARTS: Mapping[str, Filter] = {
+    "a watercolor painting": _watercolor,
+    "an oil painting": _oil,
+    "a pop art poster": _poster,
+}
+PASTS: Mapping[str, Filter] = {
+    "a 19th-century photograph": _daguerreotype,
+    "a black-and-white newsreel frame": _newsreel,
+    "a faded print of the 1970s": _film,
+}
+ANIME: Mapping[str, Filter] = {"anime": _anime}
+CELS: Mapping[str, Filter] = {"cel-shaded comic": _cartoon}
+INKS: Mapping[str, Filter] = {"ink sketch": _ink}

@@ -18,6 +18,7 @@ Box = tuple[int, int, int, int]
 Say = Callable[[str], None]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+LABELS = "objects.json"
 TILE_SHARES = (1.0, 0.75, 0.55)
 SMALLEST_SIDE_PX = 96
 
@@ -204,12 +205,18 @@ def package_folder(package: str) -> Path:
 def folder_photos(folder: Path, say: Say) -> list[Photo]:
     """Every readable photograph under `folder`, in path order; a broken one is left out with a note.
 
+    Label pictures (see `labels_of`) are no photographs.
+
     Raises PhotoError where the folder does not exist or holds no readable photograph.
     """
     if not folder.is_dir():
         raise PhotoError(f"{folder} is not a folder of photographs")
     photos = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    labels = {labels_of(path) for path in paths}
+    for path in paths:
+        if path in labels:
+            continue
         try:
             read_photo(path)
         except PhotoError as error:
@@ -224,6 +231,16 @@ def folder_photos(folder: Path, say: Say) -> list[Photo]:
     if not photos:
         raise PhotoError(f"{folder} holds no readable photograph ({', '.join(sorted(SUFFIXES))})")
     return photos
+
+
+def labels_of(path: Path) -> Path | None:
+    """The picture of labels beside a photograph, `NAME.png` beside `NAME.jpg`; None where there is none.
+
+    It counts as labels where an `objects.json` stands beside it or one folder up.
+    """
+    labels = path.with_suffix(".png")
+    listed = any((folder / LABELS).is_file() for folder in (path.parent, path.parent.parent))
+    return labels if listed and path.suffix.lower() != ".png" and labels.is_file() else None
 
 
 def read_photo(path: Path) -> RGB:

@@ -255,15 +255,204 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+STYLE = "Strong artistic style transfer (e.g., Van Gogh/anime/etc.)"
+HISTORICAL = "Modern ↔ historical style/look"
+TRANSLATE = "Translate written text into other languages"
+ACCESSORY = "Add/Remove/Replace accessories (glasses, hats, jewelry, masks)"
+CLOTHING = "Clothing edit (change color/outfit)"
+POSE = "Pose tweak (minor plausible change)"
+ANIME = "Convert person to 2D anime/manga style (identity-preserving)"
+CEL = "Convert person to Western comic cel-shaded style"
+INK = "Line-art ink sketch of the person"
+ZOOM = "Zoom in"
+OUTPAINT = "Outpainting (extend canvas beyond boundaries)"
+UNTOUCHED = "No edit"
+
+# The same for edits of what is in a photograph.
+PHOTO_FAMILIES: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "add object": (
+        ADD,
+        (
+            "Add {a_thing} {where}.",
+            "Place {a_thing} {where}, matching the light of the scene.",
+            "Insert {a_thing} {where}.",
+        ),
+        ("{thing} added {where}.",),
+    ),
+    "remove object": (
+        REMOVE,
+        (
+            "Remove {the}.",
+            "Erase {the} and fill in the background.",
+            "Take {the} out of the picture, extending what is behind.",
+        ),
+        ("{name} removed.",),
+    ),
+    "replace object": (
+        REPLACE,
+        ("Replace {the} with {a_new}.", "Swap {the} for {a_new}.", "Turn {the} into {a_new}."),
+        ("{name} replaced with {new}.",),
+    ),
+    "recolor object": (
+        ATTRIBUTE,
+        ("Make {the} {color}.", "Change the color of {the} to {color}.", "Recolor {the} in {color}."),
+        ("{name} recolored to {color}.",),
+    ),
+    "object material": (
+        ATTRIBUTE,
+        (
+            "Make {the} look as if it were of {material}.",
+            "Change the material of {the} to {material}.",
+            "Give {the} a {material} texture.",
+        ),
+        ("{name} with {material} texture.",),
+    ),
+    "move object": (
+        RELOCATE,
+        ("Move {the} to the {way}.", "Shift {the} further {way}.", "Relocate {the} a little to the {way}."),
+        ("{name} moved to the {way}.",),
+    ),
+    "resize object": (
+        RESIZE,
+        ("Make {the} {size}.", "Scale {the} to be {size}.", "Change the size of {the}: {size}."),
+        ("{name} made {size}.",),
+    ),
+    "turn object": (
+        RESIZE,
+        ("Tilt {the} to the {way}.", "Rotate {the} a little to the {way}.", "Lean {the} to the {way}."),
+        ("{name} tilted to the {way}.",),
+    ),
+    "pose": (
+        POSE,
+        ("Let {the} lean to the {way}.", "Tweak the pose of {the}: leaning {way}."),
+        ("{name} leans {way}.",),
+    ),
+    "replace background": (
+        SCENE,
+        (
+            "Replace the background behind {the} with a {scene}.",
+            "Put {the} in front of a {scene}.",
+            "Change the background to a {scene}, keeping {the} as it is.",
+        ),
+        ("background changed to a {scene}.",),
+    ),
+    "blur background": (
+        SCENE,
+        ("Blur the background behind {the}.", "Put everything but {the} strongly out of focus."),
+        ("background blurred.",),
+    ),
+    "clothing": (
+        CLOTHING,
+        (
+            "Change the clothes of {the} to {color}.",
+            "Recolor what {the} wears to {color}.",
+            "Give {the} an outfit in {color}.",
+        ),
+        ("clothes recolored to {color}.",),
+    ),
+    "accessory": (
+        ACCESSORY,
+        ("Add {a_thing} to {the}.", "Put {a_thing} on {the}.", "Give {the} {a_thing}."),
+        ("{thing} added to {name}.",),
+    ),
+    "caption": (
+        ADD_TEXT,
+        (
+            'Write "{word}" {where} in {color} {font} letters.',
+            'Add the caption "{word}" {where}.',
+            'Print the text "{word}" {where} in {color}.',
+        ),
+        ("caption added {where}.",),
+    ),
+    "restyle text": (
+        FONT,
+        (
+            'Set the text "{word}" in {color} {font} letters.',
+            'Change the font of "{word}" to {font}.',
+            'Make the caption "{word}" {font} and {color}.',
+        ),
+        ("text in {font} letters.",),
+    ),
+    "translate text": (
+        TRANSLATE,
+        (
+            'Translate the sign "{word}" into {language}.',
+            'Change the sign from "{word}" to its {language} translation.',
+        ),
+        ("sign translated to {language}.",),
+    ),
+    "art": (
+        STYLE,
+        ("Turn the whole photo into {style}.", "Repaint the entire picture as {style}."),
+        ("photo as {style}.",),
+    ),
+    "historical": (
+        HISTORICAL,
+        ("Make the photo look like {style}.", "Restyle the whole picture as {style}."),
+        ("photo as {style}.",),
+    ),
+    "anime": (
+        ANIME,
+        ("Convert the picture to anime style.", "Redraw it all as a manga frame."),
+        ("anime style.",),
+    ),
+    "cel": (
+        CEL,
+        ("Convert everything to a cel-shaded Western comic.", "Redraw it with flat comic shading and ink."),
+        ("cel-shaded comic.",),
+    ),
+    "ink": (
+        INK,
+        ("Turn it into a line-art ink sketch.", "Redraw the picture in ink lines."),
+        ("ink sketch.",),
+    ),
+    "zoom in": (
+        ZOOM,
+        ("Zoom in on the {place} of the picture.", "Crop closer to what is at the {place}."),
+        ("zoomed in.",),
+    ),
+    "outpaint": (
+        OUTPAINT,
+        ("Extend the canvas beyond its borders.", "Outpaint the scene to show more of its surroundings."),
+        ("canvas extended.",),
+    ),
+    "untouched": (UNTOUCHED, ("Change nothing.", "Leave the picture as it is."), ("no edit.",)),
+}
+
+FONTS = {
+    "bold sans": "DejaVuSans-Bold.ttf",
+    "serif": "DejaVuSerif.ttf",
+    "typewriter": "DejaVuSansMono.ttf",
+    "italic": "DejaVuSerif-Italic.ttf",
+    "thin": "DejaVuSans.ttf",
+    "bookish": "STIXGeneral.ttf",
+}
+CAPTIONS = (
+    "Summer 2019", "Thank you!", "Grand opening", "No. 42", "Made by hand", "Follow me", "Tuesday morning",
+    "Best of all", "Coming soon", "Half price today", "Where are we?", "Hello from here",
+)  # fmt: skip
+# English, language, translation.
+SIGNS = (
+    ("OPEN", "French", "OUVERT"), ("EXIT", "German", "AUSGANG"), ("BREAD", "Italian", "PANE"),
+    ("HOTEL", "Finnish", "HOTELLI"), ("SALE", "Spanish", "REBAJAS"), ("MUSIC", "Polish", "MUZYKA"),
+    ("STATION", "Dutch", "HALTE"), ("MARKET", "Swedish", "TORG"), ("WATER", "Portuguese", "ÁGUA"),
+    ("BOOKS", "Czech", "KNIHY"),
+)  # fmt: skip
+
+
+def family(name: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Edit type and wordings of a family of either kind; raises KeyError."""
+    return FAMILIES[name] if name in FAMILIES else PHOTO_FAMILIES[name]
+
 
 def a(words: str) -> str:
     """`words` with its indefinite article."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def phrase(family: str, rng: np.random.Generator, **names: str) -> tuple[str, str]:
-    """An instruction and its short form, in one of the family's wordings, filled with `names`."""
-    _, instructions, summaries = FAMILIES[family]
+def phrase(which: str, rng: np.random.Generator, /, **names: str) -> tuple[str, str]:
+    """An instruction and its short form, in one of the wordings of a family, filled with `names`."""
+    _, instructions, summaries = family(which)
     instruction = instructions[int(rng.integers(len(instructions)))].format(**names)
     summary = summaries[int(rng.integers(len(summaries)))].format(**names)
     return instruction, summary[0].upper() + summary[1:]

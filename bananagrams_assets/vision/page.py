@@ -77,6 +77,23 @@ def render_summary(name: str, split: str, figures: Mapping[str, Any], rows: Sequ
     return f"bananagrams({json.dumps(content)});\n"
 
 
+@dataclass(frozen=True)
+class ScoredPair:
+    """One pair with a true mask on the page of scores. `picture`, `truth_picture`: links or data URIs of the
+    strip and of the true mask over the input. `facts`: what is said below, name → text."""
+
+    name: str
+    text: str
+    picture: str
+    truth_picture: str
+    facts: Mapping[str, str]
+
+
+def render_scores(title: str, summary: Mapping[str, Any], rows: Sequence[ScoredPair]) -> str:
+    """Tables of `data.mask_evaluation.summarise_scores` and a card for each row, as one HTML file."""
+    return _render("scores.html", title=title, summary=summary, rows=rows)
+
+
 def _render(template: str, **content: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -1,196 +1,293 @@
-"""Masks of made pairs, ours and the plain recipe, in turn, in one process on one core.
+"""Masks of made pairs: ours, two recipes and the floor, in turn, in one process on one core.
 
-    python -m bananagrams_tests.benchmarks.mask_benchmark [--pairs N] [--side PX] [--strength S]
+    python -m bananagrams_tests.benchmarks.mask_benchmark [--pairs N] [--side PX] [--photos DIR --held-out]
 
-The pairs are the embedded sample's, whose masks are known exactly. The plain recipe is what is usually
-done: SIFT on the full-size pictures, brute-force matching with Lowe's ratio test at 0.75, a RANSAC
-homography within 5 px, the grey absolute difference, a Gaussian blur, a threshold of 30, opening and
-closing. Times are of this process alone; the IoU is the mean over local edits, on known pixels.
+Pairs are made as `bananagrams sample --photos` makes them, from the photographs that our dependencies ship or
+from those of `--photos`, of strengths 0, 1 and 2 in turn, with exactly known masks; `--held-out` takes every
+second photograph, which no setting was chosen on. Every method starts from the bytes of a JPEG and a PNG and
+ends with the bytes of a mask. `recipes.py` says what each does. Times are CPU times of this process; scores
+count known pixels alone. `--processes` compares two processes on two cores with one, `--memory` measures the
+peak of one pair of 4096 x 4096 px.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import io
+import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from bananagrams_assets.config import AlignSettings, MaskSettings, SampleSettings
+from bananagrams_assets.config import SampleSettings
 from bananagrams_assets.data.edit_types import edit_type
-from bananagrams_assets.sample.make import make_sample
-from bananagrams_assets.vision.align import align
-from bananagrams_assets.vision.geometry import Floats, frame, polygon_mask, project
-from bananagrams_assets.vision.images import RGB, Mask, decode, decode_mask
-from bananagrams_assets.vision.mask import edit_mask
+from bananagrams_assets.sample.make import PHOTO_COUNTS, Scenes, make_photo_pair
+from bananagrams_assets.sample.photos import folder_photos, packaged_photos
+from bananagrams_assets.vision.geometry import Floats, frame, overlap_polygon, polygon_mask, project
+from bananagrams_assets.vision.images import Mask
+from bananagrams_assets.vision.mask_scores import MaskScores, auroc, score_mask
+from bananagrams_tests.benchmarks.recipes import RECIPES, Outcome, ours
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-MAX_PIXELS = 100_000_000
+MODULE = "bananagrams_tests.benchmarks.mask_benchmark"
+JPEG_QUALITY = 92
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
-    before: RGB
-    after: RGB
+    before: bytes
+    after: bytes
     truth: Mask
+    known: Mask
     homography: Floats
-    is_global: bool
+    size: tuple[int, int]
+    verdict: str
     scope: str
+    family: str
+    strength: float
 
 
-class Outcome(NamedTuple):
-    """The mask and the homography found, None where there is none, and the seconds of each step."""
+@dataclass(frozen=True, eq=False)
+class Row:
+    """How one method did on one pair; `corner_px`: the largest of the four corners' errors."""
 
-    mask: Mask | None
-    homography: Floats | None
-    seconds: dict[str, float]
-
-
-class Clock:
-    """CPU seconds by step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.process_time()
-
-    def lap(self, step: str) -> None:
-        now = time.process_time()
-        self.seconds[step] = now - self._last
-        self._last = now
+    pair: Pair
+    outcome: Outcome
+    scores: MaskScores
+    corner_px: float
 
 
-def ours(pair: Pair) -> Outcome:
-    clock = Clock()
-    alignment = align(pair.before, pair.after, AlignSettings())
-    clock.lap("align")
-    if not alignment.accepted:
-        return Outcome(None, None, clock.seconds)
-    found = edit_mask(
-        pair.before, pair.after, alignment.homography, alignment.overlap, MaskSettings(), pair.scope
-    )
-    clock.lap("mask")
-    return Outcome(found.mask, alignment.homography, clock.seconds)
+def make_pairs(
+    photos: Path | None,
+    held_out: bool,
+    count: int,
+    side_px: int,
+    strengths: Sequence[float],
+    families: Sequence[str] = (),
+) -> list[Pair]:
+    """Pairs as bytes, with their truths; `held_out`: from photographs 1, 3, 5, … of the sorted folder."""
+    found = packaged_photos() if photos is None else folder_photos(photos, print)
+    if held_out:
+        found = found[1::2]
+    scenes = Scenes(found, side_px, enlarge=True)
+    settings = SampleSettings(pairs=count, side_px=side_px, seed=1)
+    dealt = tuple(name for name, times in PHOTO_COUNTS.items() for _ in range(times))
+    if families:
+        dealt = tuple(families)
+    return [_as_bytes(make_photo_pair(number, scenes, settings, strengths, dealt)) for number in range(count)]
 
 
-def plain(pair: Pair) -> Outcome:
-    clock = Clock()
-    one, other = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (pair.before, pair.after))
-    sift = cv2.SIFT.create()
-    points, descriptors = sift.detectAndCompute(one, None)
-    moved, moved_descriptors = sift.detectAndCompute(other, None)
-    clock.lap("features")
-    if descriptors is None or moved_descriptors is None or len(points) < 2:
-        return Outcome(None, None, clock.seconds)
-    candidates = cv2.BFMatcher(cv2.NORM_L2).knnMatch(moved_descriptors, descriptors, k=2)
-    matches = [first for first, second in candidates if first.distance < 0.75 * second.distance]
-    clock.lap("match")
-    if len(matches) < 4:
-        return Outcome(None, None, clock.seconds)
-    source = np.array([moved[match.queryIdx].pt for match in matches])
-    target = np.array([points[match.trainIdx].pt for match in matches])
-    cv2.setRNGSeed(0)
-    homography, _ = cv2.findHomography(source, target, cv2.RANSAC, 5.0)
-    clock.lap("homography")
-    if homography is None:
-        return Outcome(None, None, clock.seconds)
-    size = pair.before.shape[1], pair.before.shape[0]
-    difference = cv2.cvtColor(
-        cv2.absdiff(pair.before, cv2.warpPerspective(pair.after, homography, size)), cv2.COLOR_RGB2GRAY
-    )
-    _, mask = cv2.threshold(cv2.GaussianBlur(difference, (5, 5), 0), 30, 255, cv2.THRESH_BINARY)
-    kernel = np.ones((5, 5), np.uint8)
-    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel), cv2.MORPH_CLOSE, kernel)
-    clock.lap("mask")
-    return Outcome(np.asarray(mask > 0), np.asarray(homography, np.float64), clock.seconds)
+def _as_bytes(made: Any) -> Pair:
+    edit = made.edit
+    files = io.BytesIO(), io.BytesIO()
+    Image.fromarray(edit.before).save(files[0], "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(made.edited).save(files[1], "PNG", compress_level=4)
+    size, target = (made.edited.shape[1], made.edited.shape[0]), (edit.before.shape[1], edit.before.shape[0])
+    known = polygon_mask(overlap_polygon(made.homography, size, target), target)
+    scope = edit_type(edit.edit_type).scope
+    return Pair(
+        files[0].getvalue(), files[1].getvalue(), edit.mask, known, made.homography, size,
+        edit.verdict, scope, edit.family, made.strength,
+    )  # fmt: skip
 
 
-def load_pairs(folder: Path) -> list[Pair]:
-    """The pairs of a made sample."""
-    pairs = []
-    for line, truth_line in zip(
-        (folder / "sft.jsonl").read_text(encoding="utf-8").splitlines(),
-        (folder / "truth.jsonl").read_text(encoding="utf-8").splitlines(),
-        strict=True,
-    ):
-        record, truth = json.loads(line), json.loads(truth_line)
-        before = decode((folder / record["local_input_image"]).read_bytes(), MAX_PIXELS)
-        after = decode((folder / record["output_image"]).read_bytes(), MAX_PIXELS)
-        mask = decode_mask((folder / truth["mask"]).read_bytes())
-        homography = np.array(truth["homography"], np.float64).reshape(3, 3)
-        pairs.append(
-            Pair(before, after, mask, homography, truth["is_global"], edit_type(record["edit_type"]).scope)
-        )
-    return pairs
-
-
-def measure(pairs: list[Pair]) -> dict[str, dict[str, Any]]:
-    """For each method: seconds by step, IoU of local edits, corner errors in px, and pairs without a mask."""
-    methods: dict[str, Callable[[Pair], Outcome]] = {"ours": ours, "plain": plain}
-    totals: dict[str, dict[str, Any]] = {
-        name: {"seconds": {}, "iou": [], "corners": [], "failed": 0} for name in methods
-    }
+def measure(pairs: Iterable[Pair], methods: Sequence[str]) -> dict[str, list[Row]]:
+    """Each pair by each method, in turn."""
+    rows: dict[str, list[Row]] = {name: [] for name in methods}
     for pair in pairs:
-        size = pair.after.shape[1], pair.after.shape[0]
-        corners = project(pair.homography, frame(size))
-        known = polygon_mask(corners, (pair.before.shape[1], pair.before.shape[0]))
-        for name, method in methods.items():
-            outcome, total = method(pair), totals[name]
-            for step, seconds in outcome.seconds.items():
-                total["seconds"][step] = total["seconds"].get(step, 0.0) + seconds
-            if outcome.mask is None or outcome.homography is None:
-                total["failed"] += 1
-            else:
-                errors = np.linalg.norm(project(outcome.homography, frame(size)) - corners, axis=1)
-                total["corners"].append(float(errors.max()))
-            if not pair.is_global:
-                mask = np.zeros_like(pair.truth) if outcome.mask is None else outcome.mask
-                union = ((mask | pair.truth) & known).sum()
-                total["iou"].append(float((mask & pair.truth & known).sum() / union) if union else 1.0)
-    return totals
+        corners = project(pair.homography, frame(pair.size))
+        for name in methods:
+            outcome = RECIPES[name](pair.before, pair.after, pair.scope)
+            mask = np.zeros_like(pair.truth) if outcome.mask is None else outcome.mask
+            error = float("inf")
+            if outcome.homography is not None:
+                placed = project(outcome.homography, frame(pair.size))
+                error = float(np.linalg.norm(placed - corners, axis=1).max())
+            rows[name].append(Row(pair, outcome, score_mask(mask, pair.truth, pair.known), error))
+    return rows
 
 
-def report(totals: dict[str, dict[str, Any]], count: int) -> str:
-    lines = []
-    for name, total in totals.items():
-        seconds = sum(total["seconds"].values())
-        steps = ", ".join(f"{step} {1000 * value / count:.1f}" for step, value in total["seconds"].items())
-        middle, high = np.percentile(total["corners"], [50, 95]) if total["corners"] else (np.nan, np.nan)
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):6.3f}" if values else "     -"
+
+
+def report(rows: dict[str, list[Row]]) -> str:
+    """Tables of accuracy and time."""
+    lines = ["", "IoU of local edits     " + "".join(f"{name:>10}" for name in rows) + "   pairs"]
+    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: {name: [] for name in rows})
+    for name, found in rows.items():
+        for row in found:
+            if row.pair.verdict == "local":
+                for group in ("all", f"strength {row.pair.strength:g}", row.pair.family):
+                    groups[group][name].append(row.scores.iou)
+    order = sorted(groups, key=lambda group: (group != "all", not group.startswith("strength"), group))
+    for group in order:
+        each = groups[group]
+        counts = len(next(iter(each.values())))
+        lines.append(f"{group:23}" + "".join(f"{_mean(each[name]):>10}" for name in rows) + f"{counts:8}")
+    lines += [
+        "",
+        "method   global found   local called global   nothing: false area   corners median, p95 (px)",
+    ]
+    for name, found in rows.items():
+        restyled = [row.outcome.is_global for row in found if row.pair.verdict == "global"]
+        local = [row.outcome.is_global for row in found if row.pair.verdict == "local"]
+        untouched = [row.scores.false_area for row in found if row.pair.verdict == "nothing"]
+        placed = [
+            row.corner_px
+            for row in found
+            if row.pair.strength > 0 and row.pair.verdict != "global" and np.isfinite(row.corner_px)
+        ]
+        middle, high = np.percentile(placed, (50, 95)) if placed else (np.nan, np.nan)
         lines.append(
-            f"{name:6} {count / seconds:6.1f} pairs/s  {1000 * seconds / count:6.1f} ms a pair ({steps})  "
-            f"IoU {np.mean(total['iou']):.3f}  corner error median {middle:.2f} px, p95 {high:.2f} px  "
-            f"no mask {total['failed']}"
+            f"{name:8} {_mean([float(x) for x in restyled]):>12} {_mean([float(x) for x in local]):>21} "
+            f"{_mean(untouched):>21} {middle:17.2f}, {high:.2f}"
         )
-    ratio = sum(totals["plain"]["seconds"].values()) / sum(totals["ours"]["seconds"].values())
-    lines.append(f"ours / plain: {ratio:.2f} times the speed")
+    if "ours" in rows:
+        confidence = [row.outcome.confidences[0] for row in rows["ours"]]
+        placed_well = [row.corner_px <= 4 for row in rows["ours"]]
+        found_area = auroc(confidence, placed_well)
+        area = "-" if found_area is None else f"{found_area:.3f}"
+        accepted_wrong = sum(row.outcome.mask is not None and row.corner_px > 8 for row in rows["ours"])
+        lines.append(
+            f"ours: alignment confidence AUROC for corners within 4 px {area}, "
+            f"{placed_well.count(False)} are not; accepted though over 8 px off: {accepted_wrong}"
+        )
+    lines += ["", "method   pairs/s   ms a pair (by step)"]
+    totals = {}
+    for name, found in rows.items():
+        steps: dict[str, float] = defaultdict(float)
+        for row in found:
+            for step, seconds in row.outcome.seconds.items():
+                steps[step] += 1000 * seconds / len(found)
+        totals[name] = sum(steps.values())
+        detail = ", ".join(f"{step} {milliseconds:.1f}" for step, milliseconds in steps.items())
+        lines.append(f"{name:8} {1000 / totals[name]:7.2f}   {totals[name]:.1f} ({detail})")
+    for name in ("plain", "peer"):
+        if name in totals and "ours" in totals:
+            lines.append(f"ours / {name}: {totals[name] / totals['ours']:.2f} times the pairs/s")
+    if "floor" in totals and "ours" in totals:
+        lines.append(f"ours takes {totals['ours'] / totals['floor']:.2f} times the floor's time")
     return "\n".join(lines)
+
+
+def _work(pairs: list[tuple[bytes, bytes, str]], seconds: float, start: Any, done: Any) -> None:
+    """In a process of its own: pairs over and over for some seconds of wall time."""
+    cv2.setNumThreads(1)
+    ours(*pairs[0])
+    start.wait()
+    began, cpu, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - began < seconds:
+        ours(*pairs[count % len(pairs)])
+        count += 1
+    done.put((count / (time.perf_counter() - began), (time.process_time() - cpu) / count))
+
+
+def rate(pairs: list[Pair], processes: int, seconds: float) -> tuple[float, float]:
+    """Pairs a second of so many processes together, by wall time, and CPU seconds a pair."""
+    context = multiprocessing.get_context("spawn")
+    start, done = context.Barrier(processes), context.Queue()
+    bare = [(pair.before, pair.after, pair.scope) for pair in pairs]
+    workers = [context.Process(target=_work, args=(bare, seconds, start, done)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    found = [done.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    return sum(each[0] for each in found), float(np.mean([each[1] for each in found]))
+
+
+def peak_memory(side_px: int) -> float:
+    """MB at the most of one pair of `side_px` squared, decode to mask, in a process of its own."""
+    rng = np.random.default_rng(0)
+    layers = [
+        cv2.resize(
+            rng.random((cells, cells, 3), np.float32), (side_px, side_px), interpolation=cv2.INTER_CUBIC
+        )
+        for cells in (12, 80, 500)
+    ]
+    before = np.clip(255 * sum(layers) / len(layers), 0, 255).astype(np.uint8)
+    after = before.copy()
+    after[side_px // 4 : side_px // 2, side_px // 3 : side_px // 2] = (200, 40, 90)
+    with tempfile.TemporaryDirectory() as folder:
+        Image.fromarray(before).save(Path(folder) / "before.jpg", quality=JPEG_QUALITY)
+        Image.fromarray(after).save(Path(folder) / "after.png", compress_level=1)
+        done = subprocess.run(
+            [sys.executable, "-m", MODULE, "--one-pair", folder],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return float(done.stdout)
+
+
+def _one_pair(folder: Path) -> None:
+    cv2.setNumThreads(1)
+    outcome = ours((folder / "before.jpg").read_bytes(), (folder / "after.png").read_bytes(), "local")
+    assert outcome.mask is not None, "the pair could not be aligned"
+    # The high-water mark of this program alone; getrusage would count what stood here before exec.
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pairs", type=int, default=60, help="made pairs to measure")
-    parser.add_argument("--side", type=int, default=320, help="longest side of a made photograph, in px")
-    parser.add_argument("--strength", type=float, default=1.0, help="of the made editor, 0 to 2")
+    parser.add_argument("--pairs", type=int, default=87, help="made pairs to measure")
+    parser.add_argument("--side", type=int, default=640, help="longest side of a photograph, in px")
+    parser.add_argument(
+        "--strength", type=float, action="append", help="0 to 2, repeated; default 0, 1 and 2"
+    )
+    parser.add_argument("--photos", type=Path, help="folder of photographs; default: those of dependencies")
+    parser.add_argument("--held-out", action="store_true", help="only photographs that nothing was tuned on")
+    parser.add_argument(
+        "--family", action="append", default=[], choices=PHOTO_COUNTS, help="only these edits"
+    )
+    parser.add_argument("--method", action="append", choices=RECIPES, help="only these; default: all in turn")
+    parser.add_argument("--processes", action="store_true", help="compare two processes with one")
+    parser.add_argument("--memory", action="store_true", help="measure the peak of one 4096 x 4096 px pair")
+    parser.add_argument("--one-pair", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if any(os.environ.get(variable) != "1" for variable in ONE_THREAD):
         # numpy reads these when it is imported: start again with them.
-        command = [sys.executable, "-m", "bananagrams_tests.benchmarks.mask_benchmark", *sys.argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, **dict.fromkeys(ONE_THREAD, "1")})
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", MODULE, *sys.argv[1:]],
+            {**os.environ, **dict.fromkeys(ONE_THREAD, "1")},
+        )
+    if chosen.one_pair:
+        _one_pair(chosen.one_pair)
+        return
     cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = SampleSettings(pairs=chosen.pairs, side_px=chosen.side, strength=chosen.strength)
-        make_sample(Path(folder), settings)
-        pairs = load_pairs(Path(folder))
-    measure(pairs[:2])  # what is loaded and allocated once is not part of a pair's time
-    print(f"{len(pairs)} made pairs of {chosen.side} px, strength {chosen.strength:g}, one core")
-    print(report(measure(pairs), len(pairs)))
+    if chosen.memory:
+        print(f"peak memory of one 4096 x 4096 px pair: {peak_memory(4096):.0f} MB")
+        return
+    strengths = chosen.strength or [0.0, 1.0, 2.0]
+    pairs = make_pairs(chosen.photos, chosen.held_out, chosen.pairs, chosen.side, strengths, chosen.family)
+    print(f"{len(pairs)} made pairs, longest side {chosen.side} px, strengths {strengths}, one core")
+    if chosen.processes:
+        # In turn, so that a busy machine slows both alike.
+        rates = [[rate(pairs, processes, 6.0) for processes in (1, 2)] for _ in range(3)]
+        (one, cpu_one), (two, cpu_two) = np.median(np.array(rates), axis=0)
+        print(f"one process {one:.2f} pairs/s, two {two:.2f} pairs/s: {two / one:.2f} times")
+        # What a busy machine leaves of the answer: how much dearer a pair becomes beside another.
+        print(f"CPU time a pair {cpu_one:.3f} and {cpu_two:.3f} s: {2 * cpu_one / cpu_two:.2f} times")
+        return
+    methods = chosen.method or list(RECIPES)
+    measure(pairs[:2], methods)  # what is loaded and allocated once is not part of a pair's time
+    rows = measure(pairs, methods)
+    assert "torch" not in sys.modules, "the masks of a build must not need torch"
+    print(report(rows))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bananagrams_assets.sample.edits import Edit, Invisible, make_edit, refer_to, visible_change
+from bananagrams_assets.sample.edits import Edit, make_edit, refer_to, visible_change
 from bananagrams_assets.sample.photos import RGB, cut_tile, packaged_photos, read_photo
 from bananagrams_assets.sample.things import Thing
+from bananagrams_assets.sample.visible import Invisible
 from bananagrams_assets.sample.words import COLUMNS, FAMILIES, IN_PLACE, PLACES, REGIONS, ROWS
 
 GLOBAL = {"tone", "vintage", "lighting", "season", "weather", "sketch"}
