@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from bananagrams_assets.data.store import LocalStore, MissingObject, Store, Stor
 from .photos import quiet
 from .servers import Server
 from .test_resume import SHARD, finished, remote, start, timeless, wait_for_requests
-
 from .weed import BUCKET, Weed, client, free_ports
 
 pytestmark = pytest.mark.slow
