@@ -368,6 +368,53 @@ class TrainSettings(Section):
         return self
 
 
+class EcsSettings(Section):
+    """A training as one Amazon ECS task. Its image holds this package; GPUs need the EC2 launch type."""
+
+    cluster: str = Field("default", min_length=1)
+    task_definition: str = Field("bananagrams", min_length=1, description="family, family:revision or ARN")
+    container: str = Field("bananagrams", min_length=1, description="the container that trains")
+    launch_type: Literal["EC2", "FARGATE"] = Field("EC2", description="Fargate has no GPUs")
+    cpu: int | None = Field(
+        None, ge=128, description="CPU units (1024: one core); null: as the task definition says"
+    )
+    memory_mib: int | None = Field(None, ge=128, description="null: as the task definition says")
+    gpus: int = Field(1, ge=0, le=64, description="GPUs of the task; 0: train on the CPU")
+    subnets: tuple[str, ...] = Field((), description="of an awsvpc task; empty: another network mode")
+    security_groups: tuple[str, ...] = ()
+    poll_s: Positive = Field(6.0, description="how often the task and its messages are asked for")
+
+
+class RaySettings(Section):
+    """A training as one Ray job. Its nodes hold this package, and reach store and MLflow."""
+
+    address: str = Field(
+        "http://127.0.0.1:8265",
+        pattern=r"^https?://",
+        description="the cluster's dashboard, which takes jobs",
+    )
+    cpus: float = Field(1.0, ge=0, description="CPUs that Ray sets aside for the job")
+    gpus: int = Field(1, ge=0, le=64, description="GPUs of the job; 0: train on the CPU")
+    poll_s: Positive = Field(1.0, description="how often the job is asked for")
+
+
+class LauncherSettings(Section):
+    """Where training runs. Nothing here changes its result, so nothing here makes a model stale."""
+
+    kind: Literal["subprocess", "ecs", "ray"] = Field(
+        "subprocess", description="this machine, an ECS task, or a Ray job"
+    )
+    retries: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="times that a training whose process died goes on from its last checkpoint",
+    )
+    retry_delay_s: float = Field(10.0, ge=0, description="wait before each")
+    ecs: EcsSettings = EcsSettings()
+    ray: RaySettings = RaySettings()
+
+
 class MlflowSettings(Section):
     """Names in MLflow."""
 
@@ -420,6 +467,7 @@ class Profile(Section):
     overlays: OverlaySettings = OverlaySettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    launcher: LauncherSettings = LauncherSettings()
     mlflow: MlflowSettings = MlflowSettings()
     checks: CheckSettings = CheckSettings()
     automation: AutomationSettings = AutomationSettings()

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Profile
 from ..profiles import validate
+from . import launch
 
 
 class Stopped(RuntimeError):
@@ -43,6 +44,8 @@ class Job:
     resume: str | None
     output: str
     tags: Mapping[str, str]
+    goes_on: bool = False
+    """Whether it resumes an unfinished run of its own, of which publishing may be all that is left."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Place:
     device: torch.device
 
 
-def read_job(path: Path) -> Job:
-    """Read a job file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Job(profile=validate(content.pop("profile"), str(path)), **content)
+def read_job(where: Path | str) -> Job:
+    """Read a job file, at a path or an S3 URL."""
+    content = json.loads(launch.read_job_text(where))
+    return Job(profile=validate(content.pop("profile"), str(where)), **content)
 
 
 @contextmanager

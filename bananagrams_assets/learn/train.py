@@ -13,25 +13,27 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from dagster_pipes import open_dagster_pipes
 from torch import Tensor, nn
 
-from ..data.store import open_store
+from ..data import layout
+from ..data.store import StoreError, open_store
 from . import checkpoint, launch, registry, report
 from .dataset import Batch, Steps, TrainingSet, loader, open_split
 from .evaluate import DevScorer
 from .losses import mask_loss
 from .network import MaskNet
 from .optimize import autocast_precision, make_optimizer, rate_factor, total_steps
+from .predict import make_predictor
 from .process import Job, Place, Stopped, join, listen_for_stop, parallel, read_job
 from .publish import publish, sections
 
 Say = Callable[[str], None]
+PICTURES = 20
+"""Sheets of dev predictions that a training logs at most."""
 
 
 class TrainingError(RuntimeError):
@@ -72,7 +74,7 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
             first = state["step"]
             if checkpoint.exists(store, best_beside(job.resume)):
                 best, best_name = state["best"], best_beside(job.resume)
-            if first >= total:
+            if first >= total and not (job.goes_on and first == total):
                 raise TrainingError(
                     f"{job.resume} has had all its {total} steps: raise train.epochs or train.max_steps"
                 )
@@ -80,9 +82,12 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
                 say(f"note: {job.resume} was trained on another dataset; going on with this one")
         model = parallel(net, place)
         precision = autocast_precision(settings, place.device, say)
-        log = registry.RunLog(job.tracking_uri, job.mlflow_run_id) if place.rank == 0 else None
-        if log:
+        log: registry.RunLog | None = None
+        if place.rank == 0:
+            log = stack.enter_context(registry.RunLog(job.tracking_uri, job.mlflow_run_id))
             log.settings(job.profile, {"dataset": train_split.digest, "devices": place.world})
+            for split, use in ((train_split, "training"), (dev_split, "validation")):
+                log.dataset(split, store.describe(layout.index_json(split.name)), use)
         parameters = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
         say(
             f"{len(train_split)} training and {len(dev_split)} dev samples; {parameters / 1e6:.1f} M "
@@ -93,6 +98,7 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
         losses: list[tuple[int, float]] = []
         dev_ious: list[tuple[int, float]] = []
         pending: tuple[Tensor, Batch] | None = None
+        pictured = 0
         since, since_step = time.monotonic(), first
         loss_sum, loss_count = torch.zeros((), device=place.device), 0
 
@@ -101,6 +107,7 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
             facts = {"step": step, "best": best, "dataset": train_split.digest}
             checkpoint.save(store, where, net, optimizer, {**facts, **sections(job.profile)})
             checkpoint.prune(store, folder, name, settings.keep_checkpoints)
+            say(f"checkpoint {where}")
             return where
 
         steps = Steps(
@@ -152,6 +159,10 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
                         best, best_name = {"step": step, "dev_iou": dev_iou}, f"{folder}/{name}-best"
                         if place.rank == 0:
                             checkpoint.save(store, best_name, net, None, {**best, **sections(job.profile)})
+                    if log and (step * PICTURES // total > pictured or last):
+                        pictured = step * PICTURES // total
+                        sheet = report.overlay_sheet(make_predictor(net, settings.side_px), dev_split, 8)
+                        log.picture("dev_predictions", sheet, step)
                 if log:
                     log.metrics({**numbers, "learning_rate": settings.learning_rate * rate}, step)
                 say(f"{line} {speed:.2f} it/s")
@@ -195,11 +206,12 @@ def best_beside(name: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Train as the job file says; the exit code is 0 only if a model was registered."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--job", type=Path, required=True)
+    parser.add_argument("--job", required=True)
     file = parser.parse_args(arguments).job
     job = read_job(file)
+    launch.stop_with_launcher()
     piped = "DAGSTER_PIPES_CONTEXT" in os.environ and int(os.environ.get("RANK", 0)) == 0
-    with open_dagster_pipes() if piped else nullcontext() as pipes, join() as place:
+    with launch.open_pipes() if piped else nullcontext() as pipes, join() as place:
 
         def say(line: str) -> None:
             if place.rank == 0:
@@ -207,10 +219,14 @@ def main(arguments: list[str] | None = None) -> int:
                 if pipes is not None:
                     pipes.log.info(line)
 
+        if pipes is not None:
+            pipes.report_custom_message({"started": job.mlflow_run_id})
         status = "FAILED"
         try:
-            train(job, place, say)
+            result = train(job, place, say)
             status = "FINISHED"
+            if pipes is not None and result is not None:
+                pipes.report_custom_message({"finished": job.mlflow_run_id})
         except Stopped as error:
             status = "KILLED"
             say(str(error))
@@ -220,7 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise
             # Whoever launched this process shows the reason; a traceback would only hide it.
             print(error, file=sys.stderr, flush=True)
-            launch.failure_file(file).write_text(str(error), encoding="utf-8")
+            if not isinstance(error, StoreError):  # that may pass; the others a person has to mend
+                launch.write_failure(file, str(error))
             return 1
         finally:
             if place.rank == 0:
