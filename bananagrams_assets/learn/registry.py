@@ -198,8 +198,11 @@ class RunLog:
 
         now = int(time.time() * 1000)
         self._waiting += [Metric(key, float(value), now, step) for key, value in values.items()]
-        if time.monotonic() < self._next_flush:
-            return
+        if time.monotonic() >= self._next_flush:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits. Call it with every checkpoint: a run that goes on from there has no gap then."""
         try:
             self._send()
             self._next_flush = time.monotonic() + FLUSH_S

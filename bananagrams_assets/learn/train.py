@@ -108,6 +108,8 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
             checkpoint.save(store, where, net, optimizer, {**facts, **sections(job.profile)})
             checkpoint.prune(store, folder, name, settings.keep_checkpoints)
             say(f"checkpoint {where}")
+            if log:
+                log.flush()
             return where
 
         steps = Steps(
