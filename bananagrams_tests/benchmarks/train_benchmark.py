@@ -41,7 +41,7 @@ def plain_step(profile: Profile, device: torch.device, batch: int) -> Callable[[
     def step() -> None:
         net.text._cache.clear()
         optimizer.zero_grad()
-        mask_loss(net(pictures, texts), mask, known).backward()  # type: ignore[no-untyped-call]
+        mask_loss(net(pictures, texts), mask, known).mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
 
@@ -61,7 +61,7 @@ def our_step(profile: Profile, device: torch.device, batch: int) -> Callable[[],
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = net(pictures, texts)
-        loss = mask_loss(logits, mask, known)
+        loss = mask_loss(logits, mask, known).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)

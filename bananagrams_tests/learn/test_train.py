@@ -173,16 +173,14 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_dataset(tmp_path)
-    monkeypatch.setattr(
-        train, "mask_loss", lambda logits, *others: logits.mean() * (float("nan") if logits.any() else 1)
-    )
+    monkeypatch.setattr(train, "mask_loss", lambda logits, *others: logits.mean((1, 2, 3)) * float("nan"))
     with pytest.raises(TrainingError, match=r"loss of step 1 is nan: .*train-0\d\d 'Tint the \w+ half\.'"):
         run(make_job(tmp_path))
 
 
 def test_check_finite_lets_numbers_pass() -> None:
     empty = torch.zeros(1, 1, 1, 1)
-    train.check_finite(torch.tensor(1.0), Batch(["k"], ["t"], empty, empty, empty), 1)
+    train.check_finite(torch.tensor(1.0), Batch(["k"], ["t"], empty, empty, empty, empty), 1)
 
 
 def test_nothing_to_train_on_is_said_at_once(tmp_path: Path) -> None:
