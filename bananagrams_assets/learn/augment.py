@@ -24,9 +24,11 @@ _LETTERING = re.compile(
     re.I,
 )
 _NO_SIDE = re.compile(
-    r"\bright (?:now|away|above|below|behind|beneath|under|next|beside|through|after|before|amount|size|angles?)\b|"
-    r"\b(?:what(?:['\u2019]s| is| was)|nothing|all that(?:['\u2019]s| is)|be|been|have|has) left\b|\bleft ?overs?\b|"
-    r"\bleft behind\b|\b(?:left|right)-handed|\bjust right\b",
+    r"\bjust right\b|\bright (?:now|away|above|below|behind|beneath|under|next|beside|through|after|before|"
+    r"amount|size|angles?)\b|"
+    r"\b(?:what(?:['\u2019]s| is| was)|nothing|all that(?:['\u2019]s| is)|be|been|have|has) left\b|"
+    r"\bleft ?overs?\b|"
+    r"\bleft behind\b|\b(?:left|right)-handed",
     re.I,
 )
 _QUOTED = re.compile(r"[\"\u201c\u201d\u00ab\u00bb]|(?<!\w)['\u2018][^'\u2019]+['\u2019](?!\w)")
@@ -88,7 +90,8 @@ def _crop(
     """
     height, width = mask.shape
     h, w = max(1, round(height * (1 - share))), max(1, round(width * (1 - share)))
-    y, x = (_window(mask.any(1), h, rng), _window(mask.any(0), w, rng))
+    edited = mask > 0
+    y, x = _window(np.any(edited, 1), h, rng), _window(np.any(edited, 0), w, rng)
     planes = (picture, cv2.INTER_LINEAR), (mask, cv2.INTER_LINEAR), (known, cv2.INTER_NEAREST)
     cut = [
         cv2.resize(plane[y : y + h, x : x + w], (width, height), interpolation=interpolation)

@@ -24,6 +24,7 @@ from .text import TextTower
 from .weights import first_line
 
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+FILES = (MODEL, OPTIMIZER, AVERAGE)
 STATE = "state.json"
 
 
@@ -91,17 +92,11 @@ def load(
 ) -> dict[str, Any]:
     """Fill the network, and optimizer and average if given, and return the state. Raises CheckpointError.
 
-    An average starts from the network's weights where the checkpoint holds none. `name` is a checkpoint in the store, or the path of a checkpoint's folder on this machine.
+    An average starts from the network's weights where the checkpoint holds none. `name`
+    is a checkpoint in the store, or the path of a checkpoint's folder on this machine.
     """
-    folder = Path(name).expanduser()
-    if (folder / STATE).is_file():
-        store, name = LocalStore(folder.absolute().parent), folder.absolute().name
-    try:
-        state: dict[str, Any] = json.loads(store.read(f"{name}/{STATE}"))
-    except (StoreError, ValueError) as error:
-        raise CheckpointError(
-            f"{name} is no complete checkpoint, neither in {store.url} nor as a folder ({first_line(error)})"
-        ) from None
+    store, name = _find(store, name)
+    state = read_state(store, name)
     fill(net, _tensors(store, name, MODEL, state), name)
     if optimizer is not None:
         _fill_optimizer(optimizer, _tensors(store, name, OPTIMIZER, state), name)
@@ -110,6 +105,18 @@ def load(
         kept = _tensors(store, name, AVERAGE, state) if AVERAGE in state["files"] else own
         for key, value in average.tensors.items():
             value.copy_(kept[key])
+    return state
+
+
+def read_state(store: Store, name: str) -> dict[str, Any]:
+    """What `save` was given as the state. Raises CheckpointError if there is no whole checkpoint."""
+    store, name = _find(store, name)
+    try:
+        state: dict[str, Any] = json.loads(store.read(f"{name}/{STATE}"))
+    except (StoreError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} is no complete checkpoint, neither in {store.url} nor as a folder ({first_line(error)})"
+        ) from None
     return state
 
 
@@ -140,8 +147,16 @@ def remove_other_runs(store: Store, folder: str, run: str) -> None:
 
 def remove(store: Store, name: str) -> None:
     """Delete a checkpoint, its state first, so that what is left of it is never taken for whole."""
-    for file in (STATE, MODEL, OPTIMIZER, AVERAGE):
+    for file in (STATE, *FILES):
         store.delete(f"{name}/{file}")
+
+
+def _find(store: Store, name: str) -> tuple[Store, str]:
+    """The store and name of a checkpoint that may be named by its folder's path."""
+    folder = Path(name).expanduser()
+    if (folder / STATE).is_file():
+        return LocalStore(folder.absolute().parent), folder.absolute().name
+    return store, name
 
 
 def _tensors(store: Store, name: str, file: str, state: Mapping[str, Any]) -> dict[str, Tensor]:

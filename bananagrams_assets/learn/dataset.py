@@ -33,7 +33,7 @@ from .augment import augment
 
 Plane = npt.NDArray[np.uint8]
 Item = tuple[str, str, Plane, Plane, Plane, float]
-"""Key, text, picture uint8 RGB (S, S, 3), mask uint8 0..255 and known uint8 0/1 (S, S), weight in the loss."""
+"""Key, text, picture uint8 RGB (S, S, 3), mask uint8 0..255, known uint8 0/1 (S, S), weight in the loss."""
 
 CACHE_BYTES = 256 * 2**20
 MAX_PIXELS = 2**30  # a dataset's own pictures passed the builder's limits; this one only stops nonsense

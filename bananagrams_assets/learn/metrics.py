@@ -58,13 +58,13 @@ def ious(counts: Counts) -> npt.NDArray[np.float64]:
 
 
 def average_precision(histogram: Counts) -> float:
-    """Area under precision over recall of single pixels (CLIPSeg, Lüddecke and Ecker 2022); nan without truth.
+    """Area under precision over recall of single pixels (CLIPSeg, Lüddecke and Ecker 2022), 0 without truth.
 
     `histogram` is the sum of the samples' level_histograms; pixels of one level count as tied.
     """
     false, true = histogram[:, ::-1].cumsum(1)
     if not true[-1]:
-        return float("nan")
+        return 0.0
     precision = true / np.maximum(true + false, 1)
     return float((precision * np.diff(true, prepend=0)).sum() / true[-1])
 

@@ -22,6 +22,10 @@ from ..config import Profile
 from ..profiles import validate
 
 
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on; the message says why and what to do."""
+
+
 class Stopped(RuntimeError):
     """The process was asked to end by a signal, and did after writing a checkpoint."""
 
@@ -103,18 +107,20 @@ class SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         world, axes = dist.get_world_size(), (0, 2, 3)
         x = input.float()
-        mean = all_reduce(x.mean(axes)) / world
+        mean: Tensor = all_reduce(x.mean(axes)) / world  # type: ignore[no-untyped-call]
         centered = x - mean[:, None, None]
-        variance = all_reduce(centered.square().mean(axes)) / world
+        variance: Tensor = all_reduce(centered.square().mean(axes)) / world  # type: ignore[no-untyped-call]
         count = world * x.numel() // x.shape[1]
-        assert self.running_mean is not None and self.running_var is not None  # as BatchNorm2d starts
-        assert self.num_batches_tracked is not None and self.momentum is not None
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            for kept, found in (
+                (self.running_mean, mean),
+                (self.running_var, variance * (count / (count - 1))),
+            ):
+                assert kept is not None  # as BatchNorm2d starts
+                assert self.momentum is not None
+                kept.lerp_(found, self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        normal = centered * scale[:, None, None] + self.bias[:, None, None]
+        normal: Tensor = centered * scale[:, None, None] + self.bias[:, None, None]
         return normal.to(input.dtype)
 
 

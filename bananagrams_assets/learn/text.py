@@ -111,7 +111,7 @@ class RandomTokens(TextEncoder):
 
 
 class TextTower(TextEncoder):
-    """A text tower of open_clip, its last hidden states as token features; its last `trained` layers learn."""
+    """A text tower of open_clip, its last hidden states as features; its last `trained` layers learn."""
 
     def __init__(self, name: str, tower: nn.Module, context: int, trained: int) -> None:
         import open_clip

@@ -33,14 +33,10 @@ from .evaluate import DevScorer
 from .losses import mask_loss
 from .network import MaskNet
 from .optimize import Average, autocast_precision, compiles, make_optimizer, rate_factor, total_steps
-from .process import Job, Place, Stopped, join, listen_for_stop, parallel, read_job
+from .process import Job, Place, Stopped, TrainingError, join, listen_for_stop, parallel, read_job
 from .publish import publish, sections
 
 Say = Callable[[str], None]
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot start or go on; the message says why and what to do."""
 
 
 def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
@@ -74,7 +70,9 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
             state = checkpoint.load(store, job.resume, net, optimizer, average)
             first = state["step"]
             if checkpoint.exists(store, best_beside(job.resume)):
-                best, best_name = state["best"], best_beside(job.resume)
+                best_name = best_beside(job.resume)
+                found = checkpoint.read_state(store, best_name)
+                best = {"step": found["step"], "dev_iou": found["dev_iou"]}
             if first >= total:
                 raise TrainingError(
                     f"{job.resume} has had all its {total} steps: raise train.epochs or train.max_steps"
@@ -247,22 +245,24 @@ def memory_errors_explained(settings: TrainSettings, place: Place) -> Iterator[N
     """Turn a failed allocation into a TrainingError that says what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         # On the CPU torch raises a RuntimeError that only its words tell from others.
-        if type(error) is RuntimeError and not re.search(r"can't allocate memory|bad_alloc", str(error)):
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not re.search(
+            r"can't allocate memory|bad_alloc", str(error)
+        ):
             raise
         samples = settings.batch_size // (place.world * settings.accumulate)
         raise TrainingError(
-            f"out of memory on the {place.device.type} with {samples} samples of {settings.side_px} px at once: "
-            f"raise train.accumulate ({settings.accumulate}; the step stays the same), or lower train.batch_size "
-            f"({settings.batch_size}) or train.side_px"
+            f"out of memory on the {place.device.type} with {samples} samples of {settings.side_px} px at "
+            f"once: raise train.accumulate ({settings.accumulate}; a step keeps its samples), or lower "
+            f"train.batch_size ({settings.batch_size}) or train.side_px"
         ) from error
 
 
 def unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
     """The model's gradients stay on this device while the block runs."""
     if isinstance(model, DistributedDataParallel):
-        return model.no_sync()  # type: ignore[no-any-return]
+        return model.no_sync()
     return nullcontext()
 
 
