@@ -106,10 +106,10 @@ def test_the_last_layers_of_a_tower_learn_alone_and_nothing_is_cached() -> None:
     assert isinstance(encoder, TextTower)
     features, _ = encoder.train()(["cat", "a dog"])
     features.sum().backward()
-    layers = encoder.tower.transformer.resblocks
-    assert all(p.grad is not None for layer in layers[-2:] for p in layer.parameters())  # type: ignore[index, union-attr]
-    assert not any(p.requires_grad for layer in layers[:-2] for p in layer.parameters())  # type: ignore[index, union-attr]
-    assert not encoder.tower.token_embedding.weight.requires_grad
+    layers = encoder.tower.transformer.resblocks  # type: ignore[union-attr]
+    assert all(p.grad is not None for layer in layers[-2:] for p in layer.parameters())  # type: ignore[index]
+    assert not any(p.requires_grad for layer in layers[:-2] for p in layer.parameters())  # type: ignore[index]
+    assert not encoder.tower.token_embedding.weight.requires_grad  # type: ignore[union-attr]
     assert not encoder._cache
     with pytest.raises(WeightsError, match=r"ViT-S-32-alt has \d+ layers, 40 cannot train"):
         build_text_encoder(tower(train_text_layers=40))
