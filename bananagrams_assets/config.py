@@ -313,7 +313,12 @@ class ModelSettings(Section):
     )
     text_width: int = Field(128, ge=8, le=4096, description="embedding width where text_encoder is `tokens`")
     text_context: int = Field(77, ge=8, le=77, description="tokens read of an instruction")
-    freeze_text: bool = True
+    train_text_layers: int = Field(
+        0,
+        ge=0,
+        le=48,
+        description="last layers of the text encoder that train, at encoder_rate; 0: it is frozen",
+    )
     fusion: FusionSettings = FusionSettings()
     decoder_channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
         (256, 128, 64, 32), min_length=4, max_length=4, description="at strides 16, 8, 4 and 2"
@@ -327,15 +332,23 @@ class AugmentSettings(Section):
     crop: float = Field(0.2, ge=0, lt=1, description="largest share of a side that is cut away")
     color: Fraction = Field(0.2, description="largest change of brightness, contrast and saturation")
     blur: Fraction = Field(0.1, description="chance of a light blur")
+    drop_words: Fraction = Field(
+        0.0,
+        description="chance of an empty instruction; 1: a text-blind run, to measure what words are worth",
+    )
 
 
 class TrainSettings(Section):
     """One training run."""
 
-    operational = frozenset({"workers", "log_every_steps", "devices"})
+    operational = frozenset({"workers", "log_every_steps", "devices", "text_cache_mb"})
 
     side_px: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of a training picture")
     batch_size: Count = Field(32, description="samples a step, over all devices")
+    accumulate: Count = Field(
+        1,
+        description="parts that a device's share of a step is taken in, one after the other, to save memory",
+    )
     epochs: Count = Field(10)
     max_steps: Count | None = Field(None, description="stop after this many steps even if epochs remain")
     learning_rate: Positive = Field(3e-4)
@@ -347,10 +360,24 @@ class TrainSettings(Section):
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     bce_weight: float = Field(1.0, ge=0)
     dice_weight: float = Field(1.0, ge=0)
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay a step of the weights' moving average, used instead of them; 0: none",
+    )
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    compile: bool = Field(True, description="torch.compile where there is a GPU; on a CPU it does not pay")
     augment: AugmentSettings = AugmentSettings()
     min_confidence: Fraction = Field(0.0, description="leave out masks less confident than this")
     include_global: bool = Field(True, description="train on whole-picture edits too")
+    global_weight: Fraction = Field(1.0, description="weight of a whole-picture edit in the loss")
+    weigh_confidence: bool = Field(
+        False, description="weigh each sample in the loss by its mask's confidence"
+    )
+    text_cache_mb: int = Field(
+        2048, ge=0, description="memory for the features of a frozen text encoder, a process, in MB"
+    )
     workers: int = Field(4, ge=0, le=64, description="loader processes a device; 0: in the training process")
     devices: int | None = Field(
         None, ge=1, description="devices to train on; null: every visible GPU, else the CPU"

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .dataset import Split
     from .predict import Predictor
 
-RESAMPLES = 4000
 BATCH = 16
 
 
@@ -68,28 +67,21 @@ def score_samples(predictor: Predictor, split: Split) -> Scored:
     return Scored(split.name, split.digest, found)
 
 
-def paired_gain(challenger: Scored, champion: Scored, seed: int = 0) -> Gain:
+def paired_gain(challenger: Scored, champion: Scored) -> Gain:
     """The challenger's gain over the champion, from their IoUs on the same samples.
 
-    A percentile bootstrap (Efron & Tibshirani 1993, chapter 13) of the mean difference. What is drawn
-    with replacement are photographs, each with all its samples: edits of one photograph succeed and fail
-    together, and an interval over single samples would be too narrow. With fewer than two photographs
-    the interval is all that a difference of IoUs can be. Raises ValueError if the samples differ.
+    Photographs are drawn, each with all its samples (see metrics.mean_interval): edits of one photograph
+    succeed and fail together, and an interval over single samples would be too narrow. With fewer than
+    two photographs the interval is all that a difference of IoUs can be. Raises ValueError if the samples
+    differ.
     """
+    from . import metrics
+
     if challenger.dataset != champion.dataset or challenger.samples.keys() != champion.samples.keys():
         raise ValueError("the two models were scored on different samples")
-    differences: dict[str, list[float]] = {}
-    for key, (photograph, iou) in sorted(challenger.samples.items()):
-        differences.setdefault(photograph, []).append(iou - champion.samples[key][1])
-    sums = np.array([sum(values) for values in differences.values()])
-    counts = np.array([len(values) for values in differences.values()])
-    mean = float(sums.sum() / counts.sum())
-    if len(sums) < 2:
-        return Gain(mean, -1.0, 1.0, len(sums))
-    rng = np.random.default_rng(seed)
-    gains = np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
-        drawn = rng.integers(0, len(sums), len(sums))
-        gains[number] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.percentile(gains, [2.5, 97.5])
-    return Gain(mean, float(low), float(high), len(sums))
+    keys = sorted(challenger.samples)
+    photographs = [challenger.samples[key][0] for key in keys]
+    gains = np.array([challenger.samples[key][1] - champion.samples[key][1] for key in keys])
+    distinct = len(set(photographs))
+    low, high = metrics.mean_interval(gains, photographs) if distinct > 1 else (-1.0, 1.0)
+    return Gain(float(gains.mean()), low, high, distinct)

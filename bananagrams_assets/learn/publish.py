@@ -21,7 +21,7 @@ from . import checkpoint, launch, registry, report
 from .baselines import mean_mask
 from .compare import score_samples
 from .dataset import DatasetError, Split, open_split
-from .evaluate import score
+from .evaluate import best_threshold, score
 from .network import MaskNet
 from .predict import CARD, DESCRIPTION, WEIGHTS, Predictor, make_predictor
 from .process import Job
@@ -43,11 +43,12 @@ def publish(
     profile = job.profile
     predictor = make_predictor(net, profile.train.side_px)
     mean = mean_mask(train_split)
-    scores = {"dev": score(predictor, dev_split, mean)}
+    threshold = best_threshold(predictor, dev_split)  # chosen on dev, applied to test
+    scores = {"dev": score(predictor, dev_split, mean, threshold)}
     digests = {"train": train_split.digest, "dev": dev_split.digest}
     try:
         with open_split(store, "test") as test_split:
-            scores["test"] = score(predictor, test_split, mean)
+            scores["test"] = score(predictor, test_split, mean, threshold)
             digests["test"] = test_split.digest
             log.dataset(test_split, store.describe(layout.index_json("test")), "testing")
     except DatasetError as error:
@@ -55,13 +56,15 @@ def publish(
     for split, found in scores.items():
         figures = {f"{split}_{key}": value for key, value in found["model"].items()}
         figures[f"{split}_shuffled_iou"] = found["shuffled"]
+        figures[f"{split}_blind_iou"] = found["blind"]
         figures.update({f"{split}_{key}_mask_iou": value for key, value in found["baselines"].items()})
         log.metrics(figures, facts["steps"])
         baselines = ", ".join(f"{key} {value:.3f}" for key, value in found["baselines"].items())
+        low, high = found["intervals"]["mean_iou"]
         say(
-            f"{split}: mean IoU {found['model']['mean_iou']:.3f}, "
-            f"overall {found['model']['overall_iou']:.3f}; trivial masks {baselines}; "
-            f"shuffled instructions {found['shuffled']:.3f}"
+            f"{split}: mean IoU {found['model']['mean_iou']:.3f} (95% interval {low:.3f} to {high:.3f}), "
+            f"overall {found['model']['overall_iou']:.3f} at threshold {threshold:g}; trivial masks "
+            f"{baselines}; shuffled instructions {found['shuffled']:.3f}, none {found['blind']:.3f}"
         )
     dev = scores["dev"]
     weights = safetensors.torch.save(checkpoint.weights_of(net))
@@ -75,6 +78,7 @@ def publish(
     content: dict[str, Any] = {
         "format": 1,
         **sections(profile),
+        "threshold": threshold,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "run_id": job.mlflow_run_id,
         "dataset": digests,

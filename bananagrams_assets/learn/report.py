@@ -76,6 +76,7 @@ def card(profile: Profile, content: Mapping[str, Any], counts: Mapping[str, Mapp
                 _figure(scores, "overall_iou", scores["model"]["overall_iou"]),
                 f"{_figure(scores, name, best)} ({name})",
                 _figure(scores, "shuffled", scores["shuffled"]),
+                _figure(scores, "blind", scores["blind"]),
             ]
         )
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(

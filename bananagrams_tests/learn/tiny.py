@@ -46,8 +46,13 @@ def profile(**overrides: Any) -> Profile:
     return load_profile("demo", settings).profile
 
 
-def make_dataset(folder: Path, counts: Mapping[str, int] | None = None) -> Store:
-    """Noise pictures of 48 x 40 px, "Tint the left half." and its like, in two shards a split."""
+def make_dataset(
+    folder: Path, counts: Mapping[str, int] | None = None, every: Mapping[str, Any] | None = None
+) -> Store:
+    """Noise pictures of 48 x 40 px, "Tint the left half." and its like, in two shards a split.
+
+    `every` replaces parts of the `mask` in each sample's meta.
+    """
     store = open_store(str(folder))
     for split, count in (counts or {"train": 24, "dev": 8, "test": 8}).items():
         rng = np.random.default_rng(len(split) + count)
@@ -55,7 +60,7 @@ def make_dataset(folder: Path, counts: Mapping[str, int] | None = None) -> Store
         for number in range(2):
             indices = range(number * count // 2, (number + 1) * count // 2)
             name = f"shards/{split}/{split}-{number:05d}.tar"
-            data = shard({f"{split}-{index:03d}": sample_parts(index, rng) for index in indices})
+            data = shard({f"{split}-{index:03d}": sample_parts(index, rng, every=every) for index in indices})
             store.write(name, data)
             shards.append(
                 {
@@ -71,7 +76,9 @@ def make_dataset(folder: Path, counts: Mapping[str, int] | None = None) -> Store
     return store
 
 
-def sample_parts(index: int, rng: np.random.Generator, overlap: Any = None) -> dict[str, bytes]:
+def sample_parts(
+    index: int, rng: np.random.Generator, overlap: Any = None, every: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
     """The five files of one sample."""
     side = list(HALVES)[index % len(HALVES)]
     mask = np.zeros((HEIGHT, WIDTH), bool)
@@ -89,6 +96,7 @@ def sample_parts(index: int, rng: np.random.Generator, overlap: Any = None) -> d
             "components": 1,
             "confidence": 0.5 + index % 2 * 0.4,
             "is_global": index % 8 == 7,
+            **(every or {}),
         },
     }
     return {
