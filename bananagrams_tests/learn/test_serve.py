@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -63,10 +64,12 @@ def test_a_version_carries_its_card_its_data_and_an_example(published: Any) -> N
     _, uri, _ = published
     client = mlflow.MlflowClient(uri)
     version = client.get_model_version_by_alias("bananagrams-mask", "challenger")
+    assert version.description is not None
     assert "## Limits" in version.description
     assert "| dev | 8 | unknown |" in version.description
     assert "resnet18" in version.description
     run = client.get_run(str(version.run_id))
+    assert run.inputs is not None
     assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"test"}
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"card.md", "metrics.json", "samples.json", "dev_predictions.png"} <= names
@@ -137,8 +140,9 @@ def server(published: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 raise AssertionError((folder / "log").read_text()[-3000:])
             yield f"http://127.0.0.1:{port}/invocations"
         finally:
-            os.killpg(process.pid, 15)
-            process.wait(60)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
 
 
 def ask(server: str, image: bytes, **params: Any) -> requests.Response:

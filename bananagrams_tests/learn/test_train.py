@@ -435,4 +435,4 @@ def test_too_large_a_step_says_what_to_lower(tmp_path: Path) -> None:
         "out of memory on the cpu with 512 samples of 256 px at once: raise train.accumulate" in done.stderr
     )
     assert "Traceback" not in done.stderr
-    assert launch.failure_file(job).exists()
+    assert "out of memory" in str(launch.read_failure(job))
