@@ -301,7 +301,9 @@ class FusionSettings(Section):
 class ModelSettings(Section):
     """The network. Weights are `pretrained`, `none`, or the path of a local file."""
 
-    image_encoder: str = Field("resnet50", min_length=1, description="a torchvision ResNet, by name")
+    image_encoder: str = Field(
+        "resnet50", min_length=1, description="a torchvision ResNet, by name; or resnet10"
+    )
     image_weights: str = Field("pretrained", min_length=1)
     text_encoder: str = Field(
         "ViT-B-32",
@@ -361,7 +363,7 @@ class TrainSettings(Section):
     bce_weight: float = Field(1.0, ge=0)
     dice_weight: float = Field(1.0, ge=0)
     ema_decay: float = Field(
-        0.0,
+        0.999,
         ge=0,
         lt=1,
         description="decay a step of the weights' moving average, used instead of them; 0: none",

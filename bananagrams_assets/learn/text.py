@@ -134,7 +134,9 @@ class TextTower(TextEncoder):
                 raise WeightsError(
                     f"model.train_text_layers: {name} has {len(blocks)} layers, {trained} cannot train"
                 )
-            for part in (*blocks[-trained:], getattr(tower, "ln_final", None)):
+            # A tower with a class token gives its tokens before the last norm, which has no part in them.
+            final = None if getattr(tower, "cls_emb", None) is not None else getattr(tower, "ln_final", None)
+            for part in (*blocks[-trained:], final):
                 if part is not None:
                     part.requires_grad_()
 
