@@ -108,13 +108,13 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
 
         def save(step: int) -> str:
             where = f"{folder}/{name}-{step:06d}"
+            if log:  # first, so that there is no checkpoint whose figures are lost
+                log.flush()
             facts = {"step": step, "best": best, "dataset": train_split.digest, "devices": place.world}
             content = {**facts, **sections(job.profile)}
             checkpoint.save(store, where, net, optimizer, content, average)
             checkpoint.prune(store, folder, name, settings.keep_checkpoints)
             say(f"checkpoint {where}")
-            if log:
-                log.flush()
             return where
 
         steps = Steps(
