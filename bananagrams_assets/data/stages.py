@@ -70,7 +70,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("validation_overlays", "2", ("overlays",), _PAIR),
         Stage("split_index", "3", SAMPLE_SETTINGS, ("shards",), per="split"),
         Stage("mask_model", "1", ("model", "train"), ("split_index",), per="whole"),
-        Stage("champion", "1", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
+        Stage("champion", "2", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
     )
 }
 SHARD_STAGES = tuple(name for name, stage in STAGES.items() if stage.per == "shard")
