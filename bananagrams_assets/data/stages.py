@@ -61,7 +61,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("manifest", "2", ("source", "splits"), per="whole"),
         Stage("image_pairs", "2", ("fetch",), _PAIR[:1]),
         Stage("aligned_pairs", "1", ("align", "fetch.max_pixels"), _PAIR[1:2]),
-        Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),
+        Stage("edit_masks", "2", ("mask", "fetch.max_pixels"), _PAIR[:3]),
         Stage("shards", "2", ("shards", "source.license"), _PAIR),
         Stage("validation_overlays", "1", ("overlays",), _PAIR),
         Stage("split_index", "2", ("source.license",), ("shards",), per="split"),
