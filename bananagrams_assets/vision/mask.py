@@ -44,7 +44,8 @@ class EditMask:
 
     `mask`: bool (H, W). `verdict`: `local`, `global` (the mask is then the whole overlap) or `nothing`.
     `area`: the mask's share of the overlap, 0..1. `components`: connected parts of the mask.
-    `confidence`: 0..1, the IoU to expect of a local mask (`local_confidence`). `noise`: median dE of what did not change.
+    `confidence`: 0..1, the IoU to expect of a local mask (`local_confidence`). `noise`: typical dE
+    of what did not change.
     `difference`: float32 (H, W), dE after the tone is explained away, 0 where unknown.
     """
 
@@ -171,8 +172,11 @@ def noise_level(difference: Difference, unchanged: Mask) -> float:
     itself would jump between the few values that 8-bit Lab has.
     """
     step = max(1, max(difference.shape) // 320)
-    values = np.sort(difference[::step, ::step][unchanged[::step, ::step]])
-    return 1.3 * float(values[: (3 * values.size + 3) // 4].mean()) if values.size else 0.0
+    values = difference[::step, ::step][unchanged[::step, ::step]]
+    if not values.size:
+        return 0.0
+    lower = (3 * values.size + 3) // 4
+    return 1.3 * float(np.partition(values, lower - 1)[:lower].mean())
 
 
 def hysteresis(difference: Difference, low: float, high: float) -> Mask:
@@ -203,7 +207,7 @@ def enlarged(mask: Mask, difference: Difference, low: float, size: Size) -> Mask
     if not mask.any():
         return np.zeros((size[1], size[0]), bool)
     kernel = np.ones((2 * OUTLINE_PX + 1, 2 * OUTLINE_PX + 1), np.uint8)
-    above = difference - cv2.max(OUTLINE_SHARE * cv2.dilate(difference, kernel), low)
+    above = difference - np.maximum(OUTLINE_SHARE * cv2.dilate(difference, kernel), low)
     above = np.where(mask, np.clip(above, low / 4, 2 * low), np.clip(above, -2 * low, -low / 4))
     large = cv2.resize(above.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
     return np.asarray(large > 0)
