@@ -237,17 +237,17 @@ class MaskSettings(Section):
     """The difference mask of an aligned pair."""
 
     working_side_px: int | None = Field(
-        1024, ge=128, description="longest side at which the mask is made; null: the input's size"
+        512, ge=128, description="longest side at which the mask is made; null: the input's size"
     )
     blur_kernel_px: int = Field(3, ge=1, le=51, description="Gaussian blur before differencing, odd; 1: none")
     threshold_low: Positive = Field(3.0, description="least colour difference (CIE Lab dE) of a mask pixel")
-    threshold_high: Positive = Field(13.0, description="least dE that starts a mask component")
-    noise_low: float = Field(4.5, ge=0, description="low threshold, in units of the pair's own noise")
-    noise_high: float = Field(11.0, ge=0, description="high threshold, in units of the pair's own noise")
+    threshold_high: Positive = Field(15.0, description="least dE that starts a mask component")
+    noise_low: float = Field(6.0, ge=0, description="low threshold, in units of the pair's own noise")
+    noise_high: float = Field(15.0, ge=0, description="high threshold, in units of the pair's own noise")
     open_px: int = Field(1, ge=1, le=51, description="opening kernel, odd; 1: none")
-    close_px: int = Field(7, ge=1, le=51, description="closing kernel, odd; 1: none")
+    close_px: int = Field(9, ge=1, le=51, description="closing kernel, odd; 1: none")
     smallest_component: Fraction = Field(
-        0.0006, description="drop components under this share of the picture"
+        0.0005, description="drop components under this share of the picture"
     )
     border_px: int = Field(4, ge=0, le=256, description="width of the border of the overlap that is ignored")
     global_area: Fraction = Field(0.85, description="a mask over this share of the overlap is a global edit")

@@ -49,7 +49,6 @@ class ChampionConfig(dg.Config):
     owners=OWNERS,
     code_version=code_version("mask_model"),
     pool="gpu",
-    retry_policy=dg.RetryPolicy(max_retries=PROFILE.launcher.retries, delay=PROFILE.launcher.retry_delay_s),
 )
 def mask_model(
     context: dg.AssetExecutionContext, config: TrainConfig, store: StoreResource, mlflow: MlflowResource
@@ -96,6 +95,11 @@ def mask_model(
                 launch.end(store)
             if reason or isinstance(error, launch.LaunchError):
                 raise dg.Failure(reason or str(error), allow_retries=False) from error
+            if isinstance(error, Exception):
+                # With a retry policy Dagster would begin a run anew that a person has ended.
+                raise dg.RetryRequested(
+                    max_retries=profile.launcher.retries, seconds_to_wait=profile.launcher.retry_delay_s
+                ) from error
             raise
         finally:
             launch.remove_job(store, run_id)
