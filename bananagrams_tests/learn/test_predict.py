@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from bananagrams_assets.data import layout
 from bananagrams_assets.data.store import open_store
 from bananagrams_assets.learn import checkpoint, predict
 from bananagrams_assets.learn.batch import InputError, Output, Row, list_items, predict_all
 from bananagrams_assets.learn.network import MaskNet
 from bananagrams_assets.learn.publish import sections
 
-from .tiny import make_dataset, profile, sample_parts, shard
+from .tiny import make_dataset, profile, sample_parts, write_shard
 
 SIZES = [(48, 40), (130, 75), (7, 300), (1, 1)]
 
@@ -129,12 +130,12 @@ def test_a_shard_and_its_extracted_folder_give_the_same_masks(
 ) -> None:
     rng = np.random.default_rng(0)
     samples = {f"k-{number}": sample_parts(number, rng) for number in range(4)}
-    (tmp_path / "test.tar").write_bytes(shard(samples))
+    write_shard(open_store(str(tmp_path)), "test-00000", samples)
     for key, parts in samples.items():
         for part, data in parts.items():
             (tmp_path / "folder" / f"{key}.{part}").parent.mkdir(exist_ok=True)
             (tmp_path / "folder" / f"{key}.{part}").write_bytes(data)
-    for name, source in (("tar", "test.tar"), ("dir", "folder")):
+    for name, source in (("tar", layout.shard_tar("test-00000")), ("dir", "folder")):
         table, failed = run(model, [tmp_path / source], None, tmp_path / name)
         assert not failed
         assert [row["instruction"] for row in table] == [
@@ -149,7 +150,9 @@ def test_a_shard_that_was_cut_off_gives_what_it_holds_and_a_failed_row(
     model: predict.Predictor, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
-    whole = shard({f"k-{number}": sample_parts(number, rng) for number in range(3)})
+    store = open_store(str(tmp_path))
+    write_shard(store, "test-00000", {f"k-{number}": sample_parts(number, rng) for number in range(3)})
+    whole = store.read(layout.shard_tar("test-00000"))
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     photograph(tmp_path / "after.jpg")
     table, failed = run(model, [tmp_path / "cut.tar", tmp_path / "after.jpg"], "Remove it", tmp_path / "out")
