@@ -301,7 +301,9 @@ class FusionSettings(Section):
 class ModelSettings(Section):
     """The network. Weights are `pretrained`, `none`, or the path of a local file."""
 
-    image_encoder: str = Field("resnet50", min_length=1, description="a torchvision ResNet, by name; or resnet10")
+    image_encoder: str = Field(
+        "resnet50", min_length=1, description="a torchvision ResNet, by name; or resnet10"
+    )
     image_weights: str = Field("pretrained", min_length=1)
     text_encoder: str = Field(
         "ViT-B-32",
