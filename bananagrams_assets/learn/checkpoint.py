@@ -192,9 +192,16 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         number, _, field = key.partition(".")
         state.setdefault(int(number), {})[field] = value
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    known = (
+        {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    )
     for index, values in state.items():
         moments = [value for value in values.values() if value.dim()]
-        if index >= len(parameters) or any(value.shape != parameters[index].shape for value in moments):
+        if (
+            values.keys() - known
+            or index >= len(parameters)
+            or any(value.shape != parameters[index].shape for value in moments)
+        ):
             raise CheckpointError(f"{name}: its optimizer state does not fit the network or train.optimizer")
         # Fused optimizers walk parameters and moments as flat memory, so both need the same memory layout.
         for field, value in values.items():

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Profile
@@ -98,6 +98,20 @@ def parallel(net: nn.Module, place: Place) -> nn.Module:
     return DistributedDataParallel(net, device_ids=[place.device] if place.device.type == "cuda" else None)
 
 
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.forward(context, gradient)
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """BatchNorm2d over the batches of all processes, on the CPU, which SyncBatchNorm does not support.
 
@@ -110,9 +124,9 @@ class SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         world, axes = dist.get_world_size(), (0, 2, 3)
         x = input.float()
-        mean: Tensor = all_reduce(x.mean(axes)) / world  # type: ignore[no-untyped-call]
+        mean: Tensor = SumOverProcesses.apply(x.mean(axes)) / world
         centered = x - mean[:, None, None]
-        variance: Tensor = all_reduce(centered.square().mean(axes)) / world  # type: ignore[no-untyped-call]
+        variance: Tensor = SumOverProcesses.apply(centered.square().mean(axes)) / world
         count = world * x.numel() // x.shape[1]
         with torch.no_grad():
             for kept, found in (

@@ -273,12 +273,15 @@ def launched(job: Path, processes: int = 1, **options: Any) -> subprocess.Comple
 
 TOGETHER: dict[str, Any] = {"train__max_steps": 20, "train__epochs": 20, "train__log_every_steps": 1,
                             "train__evaluate_every_steps": 20,
-                            "train__checkpoint_every_steps": 20}  # fmt: skip
+                            "train__checkpoint_every_steps": 20,
+                            "train__optimizer": "sgd", "train__learning_rate": 0.001,
+                            "train__side_px": 64}  # fmt: skip
 
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does_with_the_same_batch(tmp_path: Path) -> None:
-    # 13 samples in shards of 6 and 7, so that the processes' shares are uneven in every epoch.
+    # 13 samples in shards of 6 and 7, so that the processes' shares are uneven in every epoch. SGD, since
+    # Adam divides by the size of a gradient, and where that is zero but for rounding, steps by the rounding.
     make_dataset(tmp_path, {"train": 13, "dev": 5})
     jobs = [make_job(tmp_path, **TOGETHER) for _ in range(2)]
     for job, processes in zip(jobs, (1, 2), strict=True):
@@ -286,8 +289,9 @@ def test_two_processes_compute_what_one_does_with_the_same_batch(tmp_path: Path)
         assert done.returncode == 0, done.stderr[-2000:]
     alone, together = map(losses_of, jobs)
     assert len(alone) == 20
-    assert alone[-1] < alone[0]
-    assert max(abs(a - b) for a, b in zip(alone, together, strict=True)) < 1e-4
+    apart = [abs(a - b) for a, b in zip(alone, together, strict=True)]
+    assert apart[0] < 1e-6
+    assert max(apart) < 1e-4, apart
 
 
 KILLED: dict[str, Any] = {"train__max_steps": 24, "train__epochs": 20, "train__log_every_steps": 1,
