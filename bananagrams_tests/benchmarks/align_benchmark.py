@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +62,7 @@ def corner_error(found: Floats, made: Made) -> float:
         return float("inf")
     corners = frame((made.after.shape[1], made.after.shape[0]))
     distance = np.linalg.norm(project(found, corners) - project(made.truth, corners), axis=1)
-    return float(distance.max()) * 1024 / max(made.before.shape)
+    return float(distance.max() * 1024 / max(made.before.shape))
 
 
 def aligned(paths: Sequence[Path], number: int, plan: dict[str, Sequence[float]]) -> list[Row]:
@@ -96,7 +96,7 @@ def quantiles(errors: Sequence[float]) -> str:
     )
 
 
-def accuracy(rows: Sequence[Row]) -> str:
+def accuracy(rows: list[Row]) -> str:
     lines = [
         f"{'kind':18}strength  pairs  accepted    median       90%       95%   largest  over 4  over 8    ms"
     ]
@@ -249,13 +249,14 @@ def main() -> None:
         for line in speed(paths, chosen.pairs):
             print(line, flush=True)
         return
-    job, plan = (aligned, PLAN) if chosen.what == "accuracy" else (evidence, HARD)
+    print(f"{len(numbers)} photographs of {half} place, {SIDE_PX} px", flush=True)
     with ProcessPoolExecutor(2) as pool:
-        found = list(
-            chain.from_iterable(pool.map(job, *zip(*((paths, n, plan) for n in numbers), strict=True)))
-        )
-    print(f"{len(numbers)} photographs of {half} place, {SIDE_PX} px, {len(found)} pairs or fits")
-    print(accuracy(found) if chosen.what == "accuracy" else refitted(found))
+        if chosen.what == "accuracy":
+            rows = pool.map(aligned, repeat(paths), numbers, repeat(PLAN))
+            print(accuracy(list(chain.from_iterable(rows))))
+        else:
+            seen = pool.map(evidence, repeat(paths), numbers, repeat(HARD))
+            print(refitted(list(chain.from_iterable(seen))))
 
 
 if __name__ == "__main__":
