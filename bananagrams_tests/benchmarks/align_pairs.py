@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 
 from bananagrams_assets.sample import editor, filters
-from bananagrams_assets.sample.edits import Invisible, make_edit
+from bananagrams_assets.sample.edits import make_edit
 from bananagrams_assets.sample.photos import folder_photos, packaged_photos, read_photo
+from bananagrams_assets.sample.visible import Invisible
 from bananagrams_assets.vision.geometry import Floats, Size, resizing
 from bananagrams_assets.vision.images import RGB, decode, encode_jpeg, resize
 
