@@ -34,7 +34,7 @@ from bananagrams_assets.config import AlignSettings
 from bananagrams_assets.vision.align import WEIGHTS, align, attempts
 from bananagrams_assets.vision.geometry import Floats, frame, project
 from bananagrams_assets.vision.images import RGB
-from bananagrams_tests.benchmarks.align_pairs import HARD, PHOTOS, PLAN, USUAL, Made, pairs, photographs
+from bananagrams_tests.benchmarks.align_pairs import HARD, PLAN, USUAL, Made, pairs, photographs
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIDE_PX = 1024
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--half", choices=("even", "odd"), default="odd", help="photographs, by place")
     parser.add_argument("--every", type=int, default=1, help="take every nth photograph of that half")
     parser.add_argument("--pairs", type=int, default=20, help="pairs to time at each size")
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photographs")
+    parser.add_argument("--photos", type=Path, help="folder of photographs; default: the packaged ones")
     chosen = parser.parse_args()
     if any(os.environ.get(variable) != "1" for variable in ONE_THREAD):
         # numpy reads these when it is imported: start again with them.

@@ -21,7 +21,6 @@ from bananagrams_assets.sample.visible import Invisible
 from bananagrams_assets.vision.geometry import Floats, Size, resizing
 from bananagrams_assets.vision.images import RGB, decode, encode_jpeg, resize
 
-PHOTOS = Path("photos")
 LOCAL = ("add", "remove", "replace", "recolor", "region material", "add text", "region scene", "keep object")
 GLOBAL = ("tone", "vintage", "lighting", "season", "weather", "sketch")
 GRAIN = 1.5
@@ -40,14 +39,10 @@ class Made:
     model: str = "homography"
 
 
-def photographs(half: str, folder: Path = PHOTOS) -> list[Path]:
+def photographs(half: str, folder: Path | None = None) -> list[Path]:
     """The photographs of `folder` by name, those of `even` or `odd` place; without it the packaged ones."""
-    if folder.is_dir():
-        found = sorted(photo.path for photo in folder_photos(folder, lambda message: None))
-        found = [path for path in found if path.suffix == ".jpg"]
-    else:
-        found = [photo.path for photo in packaged_photos()]
-    return found[half == "odd" :: 2]
+    photos = folder_photos(folder, lambda message: None) if folder else packaged_photos()
+    return [photo.path for photo in photos][half == "odd" :: 2]
 
 
 def pairs(
