@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bananagrams_assets.config import MaskSettings
 from bananagrams_assets.vision.geometry import Floats, Size, polygon_mask, project, rescaled, resizing, warp
 from bananagrams_assets.vision.images import RGB, Mask, fitted_size, resize
-from bananagrams_assets.vision.tone import explain_tone
+from bananagrams_assets.vision.tone import Tone, apply_tone, explain_tone
 
 Difference: TypeAlias = NDArray[np.float32]
 """(H, W), CIE Lab dE"""
@@ -25,6 +25,18 @@ LAB_WEIGHTS = np.array([[(100 / 255) ** 2, 1, 1]], np.float32)
 
 OUTLINE_PX = 3
 OUTLINE_SHARE = 0.28
+REDRAWN_SHARE = 0.36
+"""Shares of the largest difference around it at which an outline is drawn: at the working size, where blur
+widens it, and at the input's own."""
+REDRAWN_REACH_PX = 2
+REDRAWN_AT_MOST_PX = 250_000
+"""Pixels of the largest box around a mask that is drawn anew at the input's size: others gain less than they
+cost."""
+
+FLOOD_PX = 31
+FLOOD_SHARE = 0.06
+"""What is fainter than this share of the largest difference around it has only leaked from there: a sign of one
+colour, drawn a little brighter, around new letters."""
 
 CONFIDENCE_WEIGHTS = np.array([3.1, 0.56, 2.58, -0.12, -1.63, -0.11, 0.25])
 CONFIDENCE_BIAS = -2.7
@@ -81,6 +93,14 @@ def edit_mask(
     low = max(settings.threshold_low, settings.noise_low * noise)
     high = max(settings.threshold_high, settings.noise_high * noise)
     mask = hysteresis(difference, low, high)
+    if settings.noise_low * noise > settings.threshold_low:
+        # A large edit passes in part for unchanged; what is found of it does not a second time.
+        near = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+        noise = min(noise, noise_level(difference, tone.unchanged & ~near))
+        low = max(settings.threshold_low, settings.noise_low * noise)
+        high = max(settings.threshold_high, settings.noise_high * noise)
+        mask = hysteresis(difference, low, high)
+    mask &= difference >= FLOOD_SHARE * cv2.dilate(difference, np.ones((FLOOD_PX, FLOOD_PX), np.uint8))
     mask = tighten(mask, difference)
     mask = opened_and_closed(mask, difference > low / 2, settings.open_px, settings.close_px)
     mask, components = without_specks(mask, settings.smallest_component)
@@ -101,6 +121,7 @@ def edit_mask(
     if difference.shape != before.shape[:2]:
         if verdict != "global":
             mask = enlarged(mask, difference, low, size)
+            mask = redrawn_outline(mask, before, after, homography, tone, low)
         difference = np.asarray(cv2.resize(difference, size, interpolation=cv2.INTER_LINEAR))
     return EditMask(mask, verdict, verdict == "global", area, components, confidence, noise, difference)
 
@@ -211,6 +232,40 @@ def enlarged(mask: Mask, difference: Difference, low: float, size: Size) -> Mask
     above = np.where(mask, np.clip(above, low / 4, 2 * low), np.clip(above, -2 * low, -low / 4))
     large = cv2.resize(above.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
     return np.asarray(large > 0)
+
+
+def redrawn_outline(mask: Mask, before: RGB, after: RGB, homography: Floats, tone: Tone, low: float) -> Mask:
+    """The mask (H, W) with its outline drawn anew from the input's own pixels: thin strokes stay thin.
+
+    Close to the outline, a pixel belongs to the edit where the unblurred difference is over a share of what
+    it is around. `homography` and `tone` are those of the whole pictures.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return mask
+    (height, width), (small_height, small_width) = mask.shape, tone.light.shape[:2]
+    reach = max(1, round(REDRAWN_REACH_PX * width / small_width))
+    top, bottom = max(0, int(rows[0]) - 3 * reach), min(height, int(rows[-1]) + 1 + 3 * reach)
+    left, right = max(0, int(columns[0]) - 3 * reach), min(width, int(columns[-1]) + 1 + 3 * reach)
+    box = slice(top, bottom), slice(left, right)
+    if (bottom - top) * (right - left) > REDRAWN_AT_MOST_PX:
+        return mask
+    moved = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]], np.float64) @ homography
+    drawn, _ = warp(after, moved, (right - left, bottom - top))
+    light = tone.light[
+        top * small_height // height : -(-bottom * small_height // height),
+        left * small_width // width : -(-right * small_width // width),
+    ]
+    light = np.asarray(cv2.resize(light, (right - left, bottom - top)), np.int16)
+    drawn = apply_tone(drawn, tone.curve, light)
+    difference = lab_difference(np.ascontiguousarray(before[box]), drawn, blur_px=1)
+    coarse = mask[box].astype(np.uint8)
+    near = _disc(2 * reach + 1)
+    band = cv2.dilate(coarse, near) > cv2.erode(coarse, near)
+    around = cv2.dilate(difference, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    result = mask.copy()
+    result[box] = np.where(band, difference > np.maximum(REDRAWN_SHARE * around, low), coarse > 0)
+    return result
 
 
 def opened_and_closed(mask: Mask, above_noise: Mask, open_px: int, close_px: int) -> Mask:

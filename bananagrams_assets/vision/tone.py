@@ -33,16 +33,29 @@ LEAST_SLOPE = 0.15
 UNCHANGED = 12.0
 """Levels within which the fit calls a pixel unchanged, at the small copy."""
 
+DETAIL_PX = 9
+LIKENESS_PX = 15
+"""Windows in which detail is taken from its surroundings, and compared; at twice the fit's size."""
+DETAIL_NOISE = 3.0
+"""Levels of detail that mean nothing."""
+UNLIKE, LIKE = 0.3, 0.7
+"""Correlations of detail from which a pixel takes no part in the fit, and takes part in full."""
+LEAST_LIKE = 0.03
+"""Of the picture: with less of it alike, a fit to that alone would be a guess."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tone:
     """`picture`: the edited picture with the input's tone, uint8 (H, W, 3); `unchanged`: bool (H, W),
     the pixels that the fit takes for the same in both; `shift`: how far it moved those, in mean
-    CIE Lab dE."""
+    CIE Lab dE. `curve`: uint8 (1, 256, 3), what each level becomes; `light`: int16 (H, W, 3), levels to
+    add then."""
 
     picture: RGB
     unchanged: Mask
     shift: float
+    curve: RGB
+    light: NDArray[np.int16]
 
 
 def explain_tone(before: RGB, after: RGB, known: Mask) -> Tone:
@@ -61,26 +74,56 @@ def explain_tone(before: RGB, after: RGB, known: Mask) -> Tone:
     )
     inside = cv2.resize(known.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.99
     if not inside.any():
-        return Tone(after, known & False, 0.0)
+        same = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+        return Tone(after, known & False, 0.0, same, np.zeros(after.shape, np.int16))
 
-    curve = _fit_curve(goal[inside], drawn[inside])
+    alike = alike_detail(before, after, size) * inside
+    if alike.sum() < LEAST_LIKE * inside.sum():
+        alike = inside.astype(np.float32)
+    curve = _fit_curve(goal[inside], drawn[inside], alike[inside])
     left = goal - _apply_curve(drawn, curve)
-    field = _fit_field(left, inside)
+    field = _fit_field(left, alike)
     rest = np.sqrt(np.mean((left - field) ** 2, axis=2))
-    unchanged = inside & (rest <= UNCHANGED)
+    unchanged = inside & (rest <= UNCHANGED) & (alike > 0.5)
 
     table = _apply_curve(np.repeat(np.arange(256, dtype=np.float32)[:, None, None], 3, axis=2), curve)
     # The curve in whole levels, then the field on top: rounding costs half a level, floats twice the time.
-    toned = cv2.LUT(after, np.clip(np.rint(table), 0, 255).astype(np.uint8).reshape(1, 256, 3))
+    levels = np.clip(np.rint(table), 0, 255).astype(np.uint8).reshape(1, 256, 3)
     light = cv2.resize(np.rint(field).astype(np.int16), (width, height), interpolation=cv2.INTER_LINEAR)
-    toned = cv2.add(toned, light, dtype=cv2.CV_8U)
     moved = np.linalg.norm(lab(_apply_curve(drawn, curve) + field) - lab(drawn), axis=2)
     grown = cv2.resize(unchanged.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
     return Tone(
-        np.asarray(toned, np.uint8),
+        apply_tone(after, levels, light),
         grown & known,
         float(moved[unchanged].mean()) if unchanged.any() else 0.0,
+        levels,
+        np.asarray(light, np.int16),
     )
+
+
+def apply_tone(picture: RGB, curve: RGB, light: NDArray[Any]) -> RGB:
+    """A picture, uint8 (H, W, 3), through a Tone's curve, with as much of its light, int16 (H, W, 3)."""
+    return np.asarray(cv2.add(cv2.LUT(picture, curve), light, dtype=cv2.CV_8U), np.uint8)
+
+
+def alike_detail(before: RGB, after: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
+    """How far two aligned pictures show the same detail, float32 0..1, at (width, height).
+
+    Normalised correlation in a window; 1 where both are flat. New content of about the old colour, as sand in place of a wooden
+    floor, would else pass for the old one in another light.
+    """
+    twice, window = (2 * size[0], 2 * size[1]), (LIKENESS_PX, LIKENESS_PX)
+    detail = []
+    for picture in (before, after):
+        grey = cv2.cvtColor(cv2.resize(picture, twice, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        level = grey.astype(np.float32)
+        detail.append(level - cv2.blur(level, (DETAIL_PX, DETAIL_PX)))
+    one, other = detail
+    floor = DETAIL_NOISE**2
+    energy = (cv2.blur(one * one, window) + floor) * (cv2.blur(other * other, window) + floor)
+    likeness = (cv2.blur(one * other, window) + floor) / np.sqrt(energy)
+    share = np.clip((likeness - UNLIKE) / (LIKE - UNLIKE), 0, 1)
+    return np.asarray(cv2.resize(share, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def lab(picture: NDArray[Any]) -> NDArray[np.float32]:
@@ -88,11 +131,14 @@ def lab(picture: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(cv2.cvtColor(np.multiply(picture, 1 / 255, dtype=np.float32), cv2.COLOR_RGB2LAB))
 
 
-def _fit_curve(goal: Picture, drawn: Picture) -> NDArray[np.float32]:
-    """(3, 3): constant, linear and quadratic coefficient (rows) of each channel (columns)."""
+def _fit_curve(goal: Picture, drawn: Picture, alike: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(3, 3): constant, linear and quadratic coefficient (rows) of each channel (columns).
+
+    `goal`, `drawn`: (N, 3) levels; `alike`: (N,), the weight of each, 0..1."""
     curve = np.zeros((3, 3), np.float32)
     curve[1] = 255.0
-    curve[0] = [_mode(goal[:, c] - drawn[:, c]) for c in range(3)]
+    same = alike > 0.5
+    curve[0] = [_mode((goal[:, c] - drawn[:, c])[same]) for c in range(3)]
     x = drawn / 255.0
     terms = np.ascontiguousarray(np.stack([np.ones_like(x), x, x * x], axis=2).transpose(1, 0, 2))
     targets = goal.T[..., None]  # terms: (3 channels, N, 3 terms), targets: (3 channels, N, 1)
@@ -102,7 +148,7 @@ def _fit_curve(goal: Picture, drawn: Picture) -> NDArray[np.float32]:
     start[0] = np.clip(start[0], -64, 64)
     for scale in SCALES:
         rest = goal - _apply_curve(drawn, curve)
-        weight = 1 / (1 + np.mean(rest * rest, axis=1) / scale**2) ** 2
+        weight = alike / (1 + np.mean(rest * rest, axis=1) / scale**2) ** 2
         held = prior * float(weight.mean())
         weighted = (terms * weight[:, None]).transpose(0, 2, 1)
         right = weighted @ targets + (held @ start).T[..., None]
@@ -123,13 +169,13 @@ def _mode(difference: NDArray[np.float32]) -> float:
     return float(np.argmax(smooth)) - 255.0
 
 
-def _fit_field(left: Picture, inside: Mask) -> Picture:
+def _fit_field(left: Picture, alike: NDArray[np.float32]) -> Picture:
     """What is left of the difference, smoothed over the pixels that look unchanged; 0 far from any."""
-    sigma = FIELD_SIGMA * max(inside.shape)
+    sigma = FIELD_SIGMA * max(alike.shape)
     field = np.zeros_like(left)
     for scale in (SCALES[-1], SCALES[-1] * 0.7):
         rest = left - field
-        weight = (inside / (1 + np.mean(rest * rest, axis=2) / scale**2) ** 2).astype(np.float32)
+        weight = (alike / (1 + np.mean(rest * rest, axis=2) / scale**2) ** 2).astype(np.float32)
         total = cv2.GaussianBlur(weight, (0, 0), sigma)
         field = np.asarray(
             cv2.GaussianBlur(left * weight[..., None], (0, 0), sigma) / (total + 0.05)[..., None]
