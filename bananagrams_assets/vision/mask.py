@@ -35,8 +35,8 @@ cost."""
 
 FLOOD_PX = 31
 FLOOD_SHARE = 0.06
-"""What is fainter than this share of the largest difference around it has only leaked from there: a sign of one
-colour, drawn a little brighter, around new letters."""
+"""What is fainter than this share of the largest difference around it has only leaked from there: a sign of
+one colour, drawn a little brighter, around new letters."""
 
 CONFIDENCE_WEIGHTS = np.array([3.1, 0.56, 2.58, -0.12, -1.63, -0.11, 0.25])
 CONFIDENCE_BIAS = -2.7

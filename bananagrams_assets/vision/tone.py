@@ -109,8 +109,8 @@ def apply_tone(picture: RGB, curve: RGB, light: NDArray[Any]) -> RGB:
 def alike_detail(before: RGB, after: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
     """How far two aligned pictures show the same detail, float32 0..1, at (width, height).
 
-    Normalised correlation in a window; 1 where both are flat. New content of about the old colour, as sand in place of a wooden
-    floor, would else pass for the old one in another light.
+    Normalised correlation in a window; 1 where both are flat. New content of about the old colour, as sand
+    in place of a wooden floor, would else pass for the old one in another light.
     """
     twice, window = (2 * size[0], 2 * size[1]), (LIKENESS_PX, LIKENESS_PX)
     detail = []
