@@ -242,7 +242,7 @@ class _Work:
             return _is_same(self._records[number], row, same_hosts=True)
 
         came: set[str] = set()
-        for entry in self._tar.take_up(is_next):
+        for entry in self._tar.take_up(is_next, self._spool):
             self._rows.append(entry["row"])
             self._answered = True
             came.update(picture["origin"] for picture in entry["pictures"])

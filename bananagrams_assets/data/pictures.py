@@ -128,7 +128,8 @@ class Pictures:
     async def first_of(self, candidates: Sequence[str]) -> Picture:
         """The first origin that serves a picture, else what is most worth telling of the failures.
 
-        That is the last failure which may pass, else the last of all.
+        That is the last failure which may pass, else the last of all. Raises StoreError and OSError for
+        faults of this machine, FetchError.
         """
         failures: list[Picture] = []
         for origin in candidates:
@@ -168,6 +169,15 @@ class Pictures:
                 self._spool.remove(name)
 
     async def _obtain(self, origin: str, ready: asyncio.Future[Picture]) -> None:
+        try:
+            await self._get(origin, ready)
+        except Exception as error:
+            if not ready.done():
+                ready.set_exception(error)
+                ready.exception()
+            raise
+
+    async def _get(self, origin: str, ready: asyncio.Future[Picture]) -> None:
         path = local_path(origin)
         if path is not None:
             async with self._fetcher.places:
@@ -250,6 +260,9 @@ class Pictures:
         for chunk in chunks:
             view[end : end + len(chunk)] = chunk
             end += len(chunk)
+        if isinstance(chunks, list):
+            # Who fetched it holds it still.
+            chunks.clear()
         return view[:end], room
 
 

@@ -116,22 +116,26 @@ class GrowingTar:
         try:
             _make_own(self.path)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._file = os.open(self.path, flags, 0o644)
-            self._journal = os.open(folder / _JOURNAL, flags | os.O_APPEND, 0o644)
+            self._file = os.open(self.path, flags, 0o666)
+            self._journal = os.open(folder / _JOURNAL, flags | os.O_APPEND, 0o666)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
-    def take_up(self, is_next: Callable[[int, Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
+    def take_up(
+        self, is_next: Callable[[int, Mapping[str, Any]], bool], spool: Spool
+    ) -> list[dict[str, Any]]:
         """Go on behind what an earlier run has left; returns the journal's entries up to there.
 
         `is_next(n, row)` tells whether the row is what the shard's record `n` would give today, with the
-        same notes. From the first that is not, pictures are put back into the spool.
+        same notes. From the first that is not, pictures go back into the spool; those of other settings are
+        given up.
         """
         head, entries = _read_journal(self._folder)
         kept: list[dict[str, Any]] = []
         sha256, position = hashlib.sha256(), 0
-        spool, goes_on = Spool(self._folder, head.get("kind", "")), head == self._head
-        journal_end = 0
+        goes_on, journal_end = head == self._head, 0
+        if head.get("kind") != self._head["kind"]:
+            entries = []
         for entry in entries:
             data = os.pread(self._file, entry["end"] - position, position)
             sha256.update(data)
@@ -152,6 +156,7 @@ class GrowingTar:
             os.ftruncate(self._journal, journal_end)
             os.ftruncate(self._file, self._bytes)
             os.lseek(self._file, self._bytes, os.SEEK_SET)
+            self._written_back = self._bytes
             if not kept:
                 self._note(self._head)
         except OSError as error:

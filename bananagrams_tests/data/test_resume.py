@@ -270,15 +270,17 @@ def test_what_follows_a_record_that_failed_or_changed_is_not_fetched_again(
     server: Server, tmp_path: Path
 ) -> None:
     profile = remote(server, tmp_path, 12, attempts=1, timeout_s=60.0)
-    server.answers.update({"/2.jpg": status(404), "/4.jpg": status(500), "/11.jpg": stalled})
     store, whole = LocalStore(tmp_path / "store"), LocalStore(tmp_path / "whole")
     build_manifest(store, profile, quiet)
     build_manifest(whole, profile, quiet)
+    urls = [found["input_url"] for found in read_table(store, layout.manifest_table(SHARD))]
+    gone, broken, slow = (urls[at].removeprefix(server.url) for at in (2, 4, 11))
+    server.answers.update({gone: status(404), broken: status(500), slow: stalled})
     interrupted(store, profile, server, 21)
     server.asked.clear()
-    server.answers.update({"/4.jpg": body(BEFORE[0]), "/11.jpg": body(BEFORE[1])})
+    server.answers.update({broken: body(BEFORE[0]), slow: body(BEFORE[1])})
     again = fetch_pairs(store, profile, SHARD, quiet)
-    assert set(server.asked) == {"/4.jpg", "/11.jpg"}
+    assert set(server.asked) == {broken, slow}
     assert again.content == fetch_pairs(whole, profile, SHARD, quiet).content
     assert store.read(layout.pairs_tar(SHARD)) == whole.read(layout.pairs_tar(SHARD))
 
