@@ -18,10 +18,10 @@ from .console import (
     progress,
     show_dataset,
     show_model,
+    show_registry,
     show_results,
     show_status,
     source_of,
-    tracking_uri,
 )
 from .profiles import (
     PROFILE_VARIABLE,
@@ -223,21 +223,47 @@ def train_stale(profile: Profile, rebuild: bool, resume: str | None) -> bool:
 
 
 @main.command()
+@click.option("--back", is_flag=True, help="Make the previous champion champion again.")
+@profile_options
+def champion(back: bool, profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
+    """Which version is champion and why, and the way back to the one before.
+
+    A version taken back stays `previous`, so that --back once more undoes it; no comparison promotes it.
+    """
+    loaded = configure(profile, store, settings)
+    if back:
+        from .defs import local
+
+        local.prepare_home(Path(os.environ["DAGSTER_HOME"]))
+        local.go_back()
+    show_registry(loaded.profile)
+
+
+def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--model, as every command takes it that predicts."""
+    return click.option(
+        "--model", default="champion", show_default=True, metavar="NAME",
+        help="Alias or version in the registry, models:/NAME@ALIAS, or a checkpoint: its name in the store, "
+             "or a path.",
+    )(command)  # fmt: skip
+
+
+@main.command()
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
-@click.option("--model", "version", default="champion", show_default=True, help="Alias or version number.")
+@model_option
 @click.option("--output", type=click.Path(dir_okay=False), help="Write all metrics to this JSON file.")
 @profile_options
 def evaluate(
-    split: str, version: str, output: str | None,
+    split: str, model: str, output: str | None,
     profile: str | None, store: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Score a registered model on a split, beside the trivial baselines."""
+    """Score a model on a split, beside the trivial baselines."""
     loaded = configure(profile, store, settings)
     from .data.store import open_store
     from .learn import evaluate as evaluation
-    from .learn import registry
+    from .learn.predict import load_model
 
-    predictor = registry.load(tracking_uri(loaded.profile), loaded.profile, version)
+    predictor = load_model(model, loaded.profile)
     metrics = evaluation.evaluate(predictor, open_store(default_store(loaded.profile)), loaded.profile, split)
     for path, value in flatten(metrics):
         click.echo(f"{path:40} {value:.4f}" if isinstance(value, float) else f"{path:40} {value}")
@@ -246,36 +272,96 @@ def evaluate(
 
 
 @main.command()
-@click.argument("photo", type=click.Path(exists=True, dir_okay=False))
-@click.argument("instruction")
-@click.option(
-    "--output", required=True, type=click.Path(dir_okay=False), help="The mask, as PNG (255: will change)."
-)
-@click.option(
-    "--overlay", type=click.Path(dir_okay=False), help="The mask drawn over the photograph, as JPEG."
-)
-@click.option("--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Least probability of a mask pixel.")  # fmt: skip
-@click.option("--model", "version", default="champion", show_default=True, help="Alias or version number.")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE... [INSTRUCTION]")
+@click.option("--output", required=True, metavar="FILE_OR_DIR",
+              help="The mask of one photograph, as PNG (255: will change); else a folder.")  # fmt: skip
+@click.option("--overlay", metavar="FILE_OR_DIR",
+              help="The mask drawn over the photograph, as JPEG; for several a folder.")  # fmt: skip
+@click.option("--soft", is_flag=True, help="Write probabilities, 0 to 255, in place of 0 and 255.")
+@click.option("--threshold", type=click.FloatRange(0, 1),
+              help="Least probability of a mask pixel; without it, what scored best on dev.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@model_option
 @profile_options
 def predict(
-    photo: str, instruction: str, output: str, overlay: str | None, threshold: float, version: str,
-    profile: str | None, store: str | None, settings: tuple[str, ...],
+    sources: tuple[str, ...], output: str, overlay: str | None, soft: bool, threshold: float | None,
+    batch_size: int, model: str, profile: str | None, store: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Which region of PHOTO will INSTRUCTION change?
+    """Which region of a photograph will the instruction change?
+
+    A SOURCE is a photograph, a folder of photographs, a table (CSV or JSON lines with the columns `photo`
+    and `instruction`), or a shard of the dataset (a tar, or an extracted folder); tables and shards bring
+    their own instructions. For more than one photograph the masks go into a folder, with a table
+    `predictions.csv` of what became of each. A photograph that cannot be read is a row of it and makes
+    the exit status 1, and the others are predicted all the same.
 
     \b
     bananagrams predict cat.jpg "Write HELLO in the top left" --output mask.png --overlay overlay.jpg
+    bananagrams predict holiday "Remove the people" --output masks --overlay overlays
+    bananagrams predict wishes.csv --output masks --soft
+    bananagrams predict .bananagrams/store/shards/test/test-00000.tar --output masks
     """
     loaded = configure(profile, store, settings)
-    picture = read_picture(photo, loaded.profile)
+    paths, instruction = split_arguments(sources)
+    if instruction and len(paths) == 1 and paths[0].is_file() and Path(output).suffix.lower() == ".png":
+        predict_one(paths[0], instruction, output, overlay, soft, threshold, model, loaded.profile)
+        return
+    from .data.store import open_store
+    from .learn.batch import ROWS, Output, list_items, predict_all
+    from .learn.predict import load_model
+
+    items = list_items(paths, instruction)
+    out = Output(open_store(output), open_store(overlay) if overlay else None, soft, threshold)
+    predictor = load_model(model, loaded.profile)
+    done = 0
+    with progress(0, "photograph") as report:
+
+        def note(row: Any) -> None:
+            nonlocal done
+            done += 1
+            what = f"{row.area:.1%} will change" if row.status == "ok" else f"failed: {row.reason}"
+            report(f"{row.item.photo}: {what}")
+
+        failed = predict_all(predictor, items, out, loaded.profile.fetch.max_pixels, note, batch_size)
+    click.echo(f"{done - len(failed)} masks and {ROWS} in {output}")
+    if failed:
+        raise click.ClickException(
+            f"{len(failed)} of {done} photographs failed, see {ROWS}; the first: {failed[0].item.photo}: "
+            f"{failed[0].reason}"
+        )
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], str | None]:
+    """Sources and, where the last argument is no file or folder, the instruction that it then is."""
+    from .vision.images import SUFFIXES
+
+    last = Path(arguments[-1])
+    if last.exists() or last.suffix.lower() in (*SUFFIXES, ".csv", ".jsonl", ".json", ".tar"):
+        names, instruction = arguments, None
+    else:
+        names, instruction = arguments[:-1], arguments[-1].strip() or None
+    for name in names:
+        if not Path(name).exists():
+            raise click.UsageError(f"{name}: no such file or folder")
+    if not names:
+        raise click.UsageError(f"{arguments[-1]}: no such file or folder")
+    return [Path(name) for name in names], instruction
+
+
+def predict_one(
+    photo: Path, instruction: str, output: str, overlay: str | None, soft: bool, threshold: float | None,
+    model: str, profile: Profile,
+) -> None:  # fmt: skip
+    """One photograph, to the very files that were named."""
+    picture = read_picture(str(photo), profile)
     from .learn import predict as prediction
-    from .learn import registry
     from .vision.images import encode_png_mask
 
-    predictor = registry.load(tracking_uri(loaded.profile), loaded.profile, version)
-    mask = prediction.predict(predictor, [picture], [instruction])[0] >= threshold
-    Path(output).write_bytes(encode_png_mask(mask, one_bit=False))
+    predictor = prediction.load_model(model, profile)
+    probability = prediction.predict(predictor, [picture], [instruction])[0]
+    mask = probability >= (predictor.threshold if threshold is None else threshold)
+    data = prediction.encode_soft(probability) if soft else encode_png_mask(mask, one_bit=False)
+    Path(output).write_bytes(data)
     click.echo(f"{output}: {mask.mean():.1%} of the picture will change")
     if overlay:
         write_overlay(overlay, picture, mask)

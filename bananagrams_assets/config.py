@@ -237,17 +237,17 @@ class MaskSettings(Section):
     """The difference mask of an aligned pair."""
 
     working_side_px: int | None = Field(
-        1024, ge=128, description="longest side at which the mask is made; null: the input's size"
+        512, ge=128, description="longest side at which the mask is made; null: the input's size"
     )
     blur_kernel_px: int = Field(3, ge=1, le=51, description="Gaussian blur before differencing, odd; 1: none")
     threshold_low: Positive = Field(3.0, description="least colour difference (CIE Lab dE) of a mask pixel")
-    threshold_high: Positive = Field(13.0, description="least dE that starts a mask component")
-    noise_low: float = Field(4.5, ge=0, description="low threshold, in units of the pair's own noise")
-    noise_high: float = Field(11.0, ge=0, description="high threshold, in units of the pair's own noise")
+    threshold_high: Positive = Field(15.0, description="least dE that starts a mask component")
+    noise_low: float = Field(6.0, ge=0, description="low threshold, in units of the pair's own noise")
+    noise_high: float = Field(15.0, ge=0, description="high threshold, in units of the pair's own noise")
     open_px: int = Field(1, ge=1, le=51, description="opening kernel, odd; 1: none")
-    close_px: int = Field(7, ge=1, le=51, description="closing kernel, odd; 1: none")
+    close_px: int = Field(9, ge=1, le=51, description="closing kernel, odd; 1: none")
     smallest_component: Fraction = Field(
-        0.0006, description="drop components under this share of the picture"
+        0.0005, description="drop components under this share of the picture"
     )
     border_px: int = Field(4, ge=0, le=256, description="width of the border of the overlap that is ignored")
     global_area: Fraction = Field(0.85, description="a mask over this share of the overlap is a global edit")
@@ -316,7 +316,9 @@ class FusionSettings(Section):
 class ModelSettings(Section):
     """The network. Weights are `pretrained`, `none`, or the path of a local file."""
 
-    image_encoder: str = Field("resnet50", min_length=1, description="a torchvision ResNet, by name")
+    image_encoder: str = Field(
+        "resnet50", min_length=1, description="a torchvision ResNet, by name; or resnet10"
+    )
     image_weights: str = Field("pretrained", min_length=1)
     text_encoder: str = Field(
         "ViT-B-32",
@@ -328,7 +330,12 @@ class ModelSettings(Section):
     )
     text_width: int = Field(128, ge=8, le=4096, description="embedding width where text_encoder is `tokens`")
     text_context: int = Field(77, ge=8, le=77, description="tokens read of an instruction")
-    freeze_text: bool = True
+    train_text_layers: int = Field(
+        0,
+        ge=0,
+        le=48,
+        description="last layers of the text encoder that train, at encoder_rate; 0: it is frozen",
+    )
     fusion: FusionSettings = FusionSettings()
     decoder_channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
         (256, 128, 64, 32), min_length=4, max_length=4, description="at strides 16, 8, 4 and 2"
@@ -342,15 +349,23 @@ class AugmentSettings(Section):
     crop: float = Field(0.2, ge=0, lt=1, description="largest share of a side that is cut away")
     color: Fraction = Field(0.2, description="largest change of brightness, contrast and saturation")
     blur: Fraction = Field(0.1, description="chance of a light blur")
+    drop_words: Fraction = Field(
+        0.0,
+        description="chance of an empty instruction; 1: a text-blind run, to measure what words are worth",
+    )
 
 
 class TrainSettings(Section):
     """One training run."""
 
-    operational = frozenset({"workers", "log_every_steps", "devices"})
+    operational = frozenset({"workers", "log_every_steps", "devices", "text_cache_mb"})
 
     side_px: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of a training picture")
     batch_size: Count = Field(32, description="samples a step, over all devices")
+    accumulate: Count = Field(
+        1,
+        description="parts that a device's share of a step is taken in, one after the other, to save memory",
+    )
     epochs: Count = Field(10)
     max_steps: Count | None = Field(None, description="stop after this many steps even if epochs remain")
     learning_rate: Positive = Field(3e-4)
@@ -362,10 +377,24 @@ class TrainSettings(Section):
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     bce_weight: float = Field(1.0, ge=0)
     dice_weight: float = Field(1.0, ge=0)
+    ema_decay: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="decay a step of the weights' moving average, used instead of them; 0: none",
+    )
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    compile: bool = Field(True, description="torch.compile where there is a GPU; on a CPU it does not pay")
     augment: AugmentSettings = AugmentSettings()
     min_confidence: Fraction = Field(0.0, description="leave out masks less confident than this")
     include_global: bool = Field(True, description="train on whole-picture edits too")
+    global_weight: Fraction = Field(1.0, description="weight of a whole-picture edit in the loss")
+    weigh_confidence: bool = Field(
+        False, description="weigh each sample in the loss by its mask's confidence"
+    )
+    text_cache_mb: int = Field(
+        2048, ge=0, description="memory for the features of a frozen text encoder, a process, in MB"
+    )
     workers: int = Field(4, ge=0, le=64, description="loader processes a device; 0: in the training process")
     devices: int | None = Field(
         None, ge=1, description="devices to train on; null: every visible GPU, else the CPU"
@@ -381,6 +410,53 @@ class TrainSettings(Section):
         if self.bce_weight + self.dice_weight == 0:
             raise ValueError("bce_weight and dice_weight must not both be 0")
         return self
+
+
+class EcsSettings(Section):
+    """A training as one Amazon ECS task. Its image holds this package; GPUs need the EC2 launch type."""
+
+    cluster: str = Field("default", min_length=1)
+    task_definition: str = Field("bananagrams", min_length=1, description="family, family:revision or ARN")
+    container: str = Field("bananagrams", min_length=1, description="the container that trains")
+    launch_type: Literal["EC2", "FARGATE"] = Field("EC2", description="Fargate has no GPUs")
+    cpu: int | None = Field(
+        None, ge=128, description="CPU units (1024: one core); null: as the task definition says"
+    )
+    memory_mib: int | None = Field(None, ge=128, description="null: as the task definition says")
+    gpus: int = Field(1, ge=0, le=64, description="GPUs of the task; 0: train on the CPU")
+    subnets: tuple[str, ...] = Field((), description="of an awsvpc task; empty: another network mode")
+    security_groups: tuple[str, ...] = ()
+    poll_s: Positive = Field(6.0, description="how often the task and its messages are asked for")
+
+
+class RaySettings(Section):
+    """A training as one Ray job. Its nodes hold this package, and reach store and MLflow."""
+
+    address: str = Field(
+        "http://127.0.0.1:8265",
+        pattern=r"^https?://",
+        description="the cluster's dashboard, which takes jobs",
+    )
+    cpus: float = Field(1.0, ge=0, description="CPUs that Ray sets aside for the job")
+    gpus: int = Field(1, ge=0, le=64, description="GPUs of the job; 0: train on the CPU")
+    poll_s: Positive = Field(1.0, description="how often the job is asked for")
+
+
+class LauncherSettings(Section):
+    """Where training runs. Nothing here changes its result, so nothing here makes a model stale."""
+
+    kind: Literal["subprocess", "ecs", "ray"] = Field(
+        "subprocess", description="this machine, an ECS task, or a Ray job"
+    )
+    retries: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="times that a training whose process died goes on from its last checkpoint",
+    )
+    retry_delay_s: float = Field(10.0, ge=0, description="wait before each")
+    ecs: EcsSettings = EcsSettings()
+    ray: RaySettings = RaySettings()
 
 
 class MlflowSettings(Section):
@@ -444,6 +520,7 @@ class Profile(Section):
     overlays: OverlaySettings = OverlaySettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    launcher: LauncherSettings = LauncherSettings()
     mlflow: MlflowSettings = MlflowSettings()
     checks: CheckSettings = CheckSettings()
     automation: AutomationSettings = AutomationSettings()

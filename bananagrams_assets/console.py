@@ -89,6 +89,15 @@ def show_model(profile: Profile) -> None:
         click.echo(f"champion {champion.stats['reason']}")
 
 
+def show_registry(profile: Profile) -> None:
+    """Print the versions that aliases name, and why the champion is the champion."""
+    from .learn import registry
+
+    for alias in (registry.CHAMPION, registry.PREVIOUS, registry.CHALLENGER):
+        version, reason = registry.decision(tracking_uri(profile), profile, alias)
+        click.echo(f"{alias:10}  {f'version {version}' if version else 'none':12}  {reason}".rstrip())
+
+
 def show_status(profile: Profile) -> None:
     """Print a line for every shard, their total, failures by reason, and the time left."""
     from .data.status import status_of

@@ -36,6 +36,7 @@ defs = dg.Definitions(
         automation.build_shard,
         automation.index_split,
         automation.train_model,
+        automation.choose_champion,
     ],
     schedules=[automation.nightly_refresh],
     sensors=[automation.stale_partitions],

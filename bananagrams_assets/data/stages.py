@@ -65,12 +65,12 @@ STAGES: Mapping[str, Stage] = {
         Stage("manifest", "3", ("source", "splits"), per="whole"),
         Stage("image_pairs", "2", ("fetch",), _PAIR[:1]),
         Stage("aligned_pairs", "2", ("align", "fetch.max_pixels"), _PAIR[1:2]),
-        Stage("edit_masks", "1", ("mask", "fetch.max_pixels"), _PAIR[:3]),
+        Stage("edit_masks", "2", ("mask", "fetch.max_pixels"), _PAIR[:3]),
         Stage("shards", "3", SAMPLE_SETTINGS, _PAIR),
-        Stage("validation_overlays", "2", ("overlays",), _PAIR),
-        Stage("split_index", "3", SAMPLE_SETTINGS, ("shards",), per="split"),
-        Stage("mask_model", "1", ("model", "train"), ("split_index",), per="whole"),
-        Stage("champion", "1", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
+        Stage("validation_overlays", "2", ("overlays", "mask"), _PAIR),
+        Stage("split_index", "3", (*SAMPLE_SETTINGS, "source.manifests"), ("shards",), per="split"),
+        Stage("mask_model", "2", ("model", "train"), ("split_index",), per="whole"),
+        Stage("champion", "2", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
     )
 }
 SHARD_STAGES = tuple(name for name, stage in STAGES.items() if stage.per == "shard")

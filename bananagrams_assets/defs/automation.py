@@ -25,6 +25,11 @@ train_model = dg.define_asset_job(
     dg.AssetSelection.assets("mask_model", "champion"),
     description="Train, register, and move the champion if the new model is better.",
 )
+choose_champion = dg.define_asset_job(
+    "choose_champion",
+    dg.AssetSelection.assets("champion"),
+    description="Compare the newest model with the champion; with `back: true`, return to the previous one.",
+)
 
 nightly_refresh = dg.ScheduleDefinition(
     name="nightly_refresh",

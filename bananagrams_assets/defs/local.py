@@ -122,6 +122,11 @@ def train_model(rebuild: bool = False, resume: str | None = None) -> None:
     run_job("train_model", rebuild={"mask_model": train})
 
 
+def go_back() -> None:
+    """Materialize the champion as the one before it. Raises RunFailed."""
+    run_job("choose_champion", rebuild={"champion": {"back": True}})
+
+
 def _each_shard(shards: list[str], workers: int, retry_failed: bool) -> Iterator[tuple[str, str | None]]:
     """(shard, failure or None) as shards finish."""
     if not shards:

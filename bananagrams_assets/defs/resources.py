@@ -49,5 +49,4 @@ STORE_URL = default_store(PROFILE)
 RESOURCES = {
     "store": StoreResource(url=STORE_URL),
     "mlflow": MlflowResource(tracking_uri=default_tracking_uri(STORE_URL)),
-    "pipes": dg.PipesSubprocessClient(),
 }

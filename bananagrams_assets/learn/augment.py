@@ -18,6 +18,19 @@ _PLACES = re.compile(
     r"thirds?|quarters?|left-?most|right-?most|above|below)\b",
     re.I,
 )
+_LETTERING = re.compile(
+    r"\b(?:texts?|words?|letter(?:s|ing)?|fonts?|captions?|titles?|logos?|signs?|signage|billboards?|posters?|"
+    r"labels?|stickers?|reads?|sa(?:y|ys|id)|writ(?:e|es|ten|ing)|prints?|printed|numbers?|digits?|clocks?)\b",
+    re.I,
+)
+_NO_SIDE = re.compile(
+    r"\bjust right\b|\bright (?:now|away|above|below|behind|beneath|under|next|beside|through|after|before|"
+    r"amount|size|angles?)\b|"
+    r"\b(?:what(?:['\u2019]s| is| was)|nothing|all that(?:['\u2019]s| is)|be|been|have|has) left\b|"
+    r"\bleft ?overs?\b|"
+    r"\bleft behind\b|\b(?:left|right)-handed",
+    re.I,
+)
 _QUOTED = re.compile(r"[\"\u201c\u201d\u00ab\u00bb]|(?<!\w)['\u2018][^'\u2019]+['\u2019](?!\w)")
 
 
@@ -26,21 +39,22 @@ def augment(
 ) -> tuple[Plane, Plane, Plane, str]:
     """Change uint8 RGB (H, W, 3), mask and known (H, W), and the instruction, together; sizes stay.
 
-    A mirror image swaps left and right in the words; it is skipped where words are quoted, since the
-    lettering they name would be mirrored too. A crop moves what remains away from where "the top left" or
-    "the left half" was, so it is skipped where the words name a place.
+    A mirror image swaps left and right in the words; it is skipped where they speak of lettering, which
+    would be mirrored too, and where "left" or "right" is no side. A crop moves what remains away from where
+    "the top left" or "the left half" was, so it is skipped where the words name a place; what is edited
+    stays inside it. With settings.drop_words the instruction becomes empty.
     """
-    flip, crop, blur = rng.random(3)
-    if flip < settings.flip and not quotes(text):
+    flip, crop, blur, drop = rng.random(4)
+    if flip < settings.flip and can_mirror(text):
         picture, mask, known = (np.ascontiguousarray(plane[:, ::-1]) for plane in (picture, mask, known))
         text = mirror_words(text)
     if settings.crop and not names_a_place(text):
-        picture, mask, known = _crop((picture, mask, known), settings.crop * crop, rng)
+        picture, mask, known = _crop(picture, mask, known, settings.crop * crop, rng)
     if settings.color:
         picture = _recolor(picture, settings.color, rng)
     if blur < settings.blur:
         picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.0)), np.uint8)
-    return picture, mask, known, text
+    return picture, mask, known, "" if drop < settings.drop_words else text
 
 
 def mirror_words(text: str) -> str:
@@ -53,9 +67,9 @@ def names_a_place(text: str) -> bool:
     return _PLACES.search(text) is not None
 
 
-def quotes(text: str) -> bool:
-    """Whether the words quote a text."""
-    return _QUOTED.search(text) is not None
+def can_mirror(text: str) -> bool:
+    """Whether the words, sides swapped, are true of the mirror image."""
+    return not (_QUOTED.search(text) or _LETTERING.search(text) or _NO_SIDE.search(text))
 
 
 def _mirror(match: re.Match[str]) -> str:
@@ -66,22 +80,35 @@ def _mirror(match: re.Match[str]) -> str:
     return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
 
-def _crop(planes: tuple[Plane, ...], share: float, rng: np.random.Generator) -> tuple[Plane, ...]:
-    """Cut `share` off each side's length, somewhere, and enlarge what remains to the old size."""
-    height, width = planes[0].shape[:2]
+def _crop(
+    picture: Plane, mask: Plane, known: Plane, share: float, rng: np.random.Generator
+) -> tuple[Plane, Plane, Plane]:
+    """Cut `share` off each side's length, and enlarge what remains to the old size.
+
+    What the words speak of stays in the picture: the window holds the mask, or lies within its extent
+    where that is larger.
+    """
+    height, width = mask.shape
     h, w = max(1, round(height * (1 - share))), max(1, round(width * (1 - share)))
-    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    return tuple(
-        np.asarray(
-            cv2.resize(
-                plane[y : y + h, x : x + w],
-                (width, height),
-                interpolation=cv2.INTER_LINEAR if plane.ndim == 3 else cv2.INTER_NEAREST,
-            ),
-            np.uint8,
-        )
-        for plane in planes
-    )
+    edited = mask > 0
+    y, x = _window(np.any(edited, 1), h, rng), _window(np.any(edited, 0), w, rng)
+    planes = (picture, cv2.INTER_LINEAR), (mask, cv2.INTER_LINEAR), (known, cv2.INTER_NEAREST)
+    cut = [
+        cv2.resize(plane[y : y + h, x : x + w], (width, height), interpolation=interpolation)
+        for plane, interpolation in planes
+    ]
+    return cut[0].astype(np.uint8), cut[1].astype(np.uint8), cut[2].astype(np.uint8)
+
+
+def _window(edited: npt.NDArray[np.bool_], length: int, rng: np.random.Generator) -> int:
+    """Where along one axis a window of `length` begins, given which rows or columns the mask touches."""
+    last = len(edited) - length
+    touched = np.flatnonzero(edited)
+    low, high = 0, last
+    if len(touched):
+        bounds = int(touched[-1]) + 1 - length, int(touched[0])
+        low, high = max(0, min(bounds)), min(last, max(bounds))
+    return int(rng.integers(low, high + 1))
 
 
 def _recolor(picture: Plane, strength: float, rng: np.random.Generator) -> Plane:

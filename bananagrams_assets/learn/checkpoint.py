@@ -1,7 +1,8 @@
 """Checkpoints in the store: tensors as safetensors, the rest as JSON; nothing is ever unpickled.
 
-A checkpoint is a folder of `model.safetensors`, `optimizer.safetensors` and `state.json`. The last of
-them is written last and holds the digests of the others, so a checkpoint is whole or not there.
+A checkpoint is a folder of `model.safetensors`, `optimizer.safetensors`, `average.safetensors` where
+weights are averaged, and `state.json`. The last of them is written last and holds the digests of the
+others, so a checkpoint is whole or not there.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 
 from ..data.store import LocalStore, Store, StoreError
 from .network import MaskNet
+from .optimize import Average
 from .text import TextTower
 from .weights import first_line
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+FILES = (MODEL, OPTIMIZER, AVERAGE)
+STATE = "state.json"
 
 
 class CheckpointError(RuntimeError):
@@ -29,16 +33,17 @@ class CheckpointError(RuntimeError):
 
 
 def weights_of(net: MaskNet) -> dict[str, Tensor]:
-    """Every tensor of the network, on the CPU; those of a frozen text tower at half precision.
+    """Every tensor of the network, on the CPU; what is frozen of a text tower at half precision.
 
-    Halving loses nothing: a frozen tower was rounded to half precision when it was built.
+    Halving loses nothing: a tower was rounded to half precision when it was built.
     """
-    frozen = "text.tower." if isinstance(net.text, TextTower) and net.text.frozen else None
+    frozen = (
+        {f"text.tower.{name}" for name, value in net.text.tower.named_parameters() if not value.requires_grad}
+        if isinstance(net.text, TextTower)
+        else set()
+    )
     return {
-        name: (value.half() if frozen and name.startswith(frozen) and value.is_floating_point() else value)
-        .detach()
-        .cpu()
-        .contiguous()
+        name: (value.half() if name in frozen else value).detach().cpu().contiguous()
         for name, value in net.state_dict().items()
     }
 
@@ -57,12 +62,21 @@ def fill(net: MaskNet, weights: Mapping[str, Tensor], source: str) -> None:
 
 
 def save(
-    store: Store, name: str, net: MaskNet, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Any]
+    store: Store,
+    name: str,
+    net: MaskNet,
+    optimizer: torch.optim.Optimizer | None,
+    state: Mapping[str, Any],
+    average: Average | None = None,
 ) -> None:
     """Write the checkpoint `name`; without an optimizer it is one to predict with, not to go on from."""
     files = {MODEL: safetensors.torch.save(weights_of(net))}
     if optimizer is not None:
         files[OPTIMIZER] = safetensors.torch.save(_optimizer_tensors(optimizer))
+    if average is not None:
+        files[AVERAGE] = safetensors.torch.save(
+            {name: value.detach().cpu().contiguous() for name, value in average.tensors.items()}
+        )
     for file, data in files.items():
         store.write(f"{name}/{file}", data)
     digests = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
@@ -70,30 +84,51 @@ def save(
 
 
 def load(
-    store: Store, name: str, net: MaskNet, optimizer: torch.optim.Optimizer | None = None
+    store: Store,
+    name: str,
+    net: MaskNet,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Average | None = None,
 ) -> dict[str, Any]:
-    """Fill the network, and the optimizer if one is given, and return the state. Raises CheckpointError.
+    """Fill the network, and optimizer and average if given, and return the state. Raises CheckpointError.
 
-    `name` is a checkpoint in the store, or the path of a checkpoint's folder on this machine.
+    An average starts from the network's weights where the checkpoint holds none. `name`
+    is a checkpoint in the store, or the path of a checkpoint's folder on this machine.
     """
-    folder = Path(name).expanduser()
-    if (folder / STATE).is_file():
-        store, name = LocalStore(folder.absolute().parent), folder.absolute().name
+    store, name = _find(store, name)
+    state = read_state(store, name)
+    fill(net, _tensors(store, name, MODEL, state), name)
+    if optimizer is not None:
+        _fill_optimizer(optimizer, _tensors(store, name, OPTIMIZER, state), name)
+    if average is not None:
+        own = net.state_dict()
+        kept = _tensors(store, name, AVERAGE, state) if AVERAGE in state["files"] else own
+        for key, value in average.tensors.items():
+            value.copy_(kept[key])
+    return state
+
+
+def read_state(store: Store, name: str) -> dict[str, Any]:
+    """What `save` was given as the state. Raises CheckpointError if there is no whole checkpoint."""
+    store, name = _find(store, name)
     try:
         state: dict[str, Any] = json.loads(store.read(f"{name}/{STATE}"))
     except (StoreError, ValueError) as error:
         raise CheckpointError(
             f"{name} is no complete checkpoint, neither in {store.url} nor as a folder ({first_line(error)})"
         ) from None
-    fill(net, _tensors(store, name, MODEL, state), name)
-    if optimizer is not None:
-        _fill_optimizer(optimizer, _tensors(store, name, OPTIMIZER, state), name)
     return state
 
 
 def exists(store: Store, name: str) -> bool:
     """Whether a whole checkpoint of this name is in the store, or in a folder of this path."""
     return (Path(name).expanduser() / STATE).is_file() or store.exists(f"{name}/{STATE}")
+
+
+def latest(store: Store, folder: str, run: str) -> str | None:
+    """The run's whole checkpoint of the highest step, to go on from; None if it has none."""
+    names = sorted({name.split("/")[-2] for name in store.list(f"{folder}/{run}-")} - {f"{run}-best"})
+    return next((f"{folder}/{name}" for name in reversed(names) if exists(store, f"{folder}/{name}")), None)
 
 
 def prune(store: Store, folder: str, run: str, keep: int) -> None:
@@ -112,8 +147,16 @@ def remove_other_runs(store: Store, folder: str, run: str) -> None:
 
 def remove(store: Store, name: str) -> None:
     """Delete a checkpoint, its state first, so that what is left of it is never taken for whole."""
-    for file in (STATE, MODEL, OPTIMIZER):
+    for file in (STATE, *FILES):
         store.delete(f"{name}/{file}")
+
+
+def _find(store: Store, name: str) -> tuple[Store, str]:
+    """The store and name of a checkpoint that may be named by its folder's path."""
+    folder = Path(name).expanduser()
+    if (folder / STATE).is_file():
+        return LocalStore(folder.absolute().parent), folder.absolute().name
+    return store, name
 
 
 def _tensors(store: Store, name: str, file: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -149,9 +192,16 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         number, _, field = key.partition(".")
         state.setdefault(int(number), {})[field] = value
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    known = (
+        {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    )
     for index, values in state.items():
         moments = [value for value in values.values() if value.dim()]
-        if index >= len(parameters) or any(value.shape != parameters[index].shape for value in moments):
+        if (
+            values.keys() - known
+            or index >= len(parameters)
+            or any(value.shape != parameters[index].shape for value in moments)
+        ):
             raise CheckpointError(f"{name}: its optimizer state does not fit the network or train.optimizer")
         # Fused optimizers walk parameters and moments as flat memory, so both need the same memory layout.
         for field, value in values.items():

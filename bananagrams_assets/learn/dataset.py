@@ -8,7 +8,7 @@ number of devices or loader processes, goes on with exactly the samples that wou
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +29,8 @@ from ..vision.images import decode, decode_mask, resize
 from .augment import augment
 
 Plane = npt.NDArray[np.uint8]
+Item = tuple[str, str, Plane, Plane, Plane, float]
+"""Key, text, picture uint8 RGB (S, S, 3), mask uint8 0..255, known uint8 0/1 (S, S), weight in the loss."""
 
 CACHE_BYTES = 256 * 2**20
 NOT_GLOBAL = ("local", "nothing")
@@ -49,13 +51,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """pictures uint8 (B, 3, S, S), mask and known uint8 0/1 (B, 1, S, S), and B texts and keys."""
+    """B keys and texts, pictures uint8 (B, 3, S, S), mask uint8 (B, 1, S, S), known uint8 0/1, weights (B,).
+
+    mask is the edited share of each pixel, from 0 to 255; weights float32 are each sample's in the loss.
+    """
 
     keys: list[str]
     texts: list[str]
     pictures: Tensor
     mask: Tensor
     known: Tensor
+    weights: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, pictures in channels_last order."""
@@ -65,11 +71,20 @@ class Batch:
             self.pictures.to(device, non_blocking=True, memory_format=torch.channels_last),
             self.mask.to(device, non_blocking=True),
             self.known.to(device, non_blocking=True),
+            self.weights.to(device, non_blocking=True),
         )
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """The batch in `count` parts of equal size."""
+        size = len(self.keys) // count
+        planes = (self.pictures, self.mask, self.known, self.weights)
+        for start in range(0, size * count, size):
+            part = slice(start, start + size)
+            yield Batch(self.keys[part], self.texts[part], *(plane[part] for plane in planes))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; DataLoader calls this."""
-        planes = (plane.pin_memory() for plane in (self.pictures, self.mask, self.known))
+        planes = (plane.pin_memory() for plane in (self.pictures, self.mask, self.known, self.weights))
         return Batch(self.keys, self.texts, *planes)
 
 
@@ -122,8 +137,11 @@ class Split(Sequence[Sample]):
         return self.where(settings.min_confidence, verdicts=() if settings.include_global else NOT_GLOBAL)
 
 
-class TrainingSet(Dataset[tuple[str, str, Plane, Plane, Plane]]):
-    """Samples at `side_px`, augmented, addressed by (epoch, position): the same address, the same pixels."""
+class TrainingSet(Dataset[Item]):
+    """Samples at `side_px`, augmented, addressed by (epoch, position): the same address, the same pixels.
+
+    `weigh` gives a sample's weight in the loss from its meta; without it all weigh 1.
+    """
 
     def __init__(
         self,
@@ -132,37 +150,43 @@ class TrainingSet(Dataset[tuple[str, str, Plane, Plane, Plane]]):
         settings: AugmentSettings | None = None,
         seed: int = 0,
         cache: bool = True,
+        weigh: Callable[[Mapping[str, Any]], float] | None = None,
     ) -> None:
         self.split = split
+        self.weigh = weigh
         self.side_px = side_px
         self.settings = settings
         self.seed = seed
         # Stored larger than needed by what a crop may cut away, so that a crop loses no resolution.
         self._stored_px = round(side_px / (1 - (settings.crop if settings else 0)))
         fits = len(split) * self._stored_px**2 * 5 <= CACHE_BYTES
-        self._cache: dict[int, tuple[str, str, Plane, Plane, Plane]] | None = {} if cache and fits else None
+        self._cache: dict[int, Item] | None = {} if cache and fits else None
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[str, str, Plane, Plane, Plane]:
-        """Key, text, picture uint8 (S, S, 3), mask and known uint8 0/1 (S, S)."""
+    def __getitem__(self, address: tuple[int, int]) -> Item:
         epoch, index = address
-        key, text, picture, mask, known = self._stored(index)
+        key, text, picture, mask, known, weight = self._stored(index)
         if self.settings is not None:
             rng = np.random.default_rng([self.seed, epoch, index])
             picture, mask, known, text = augment(picture, mask, known, text, self.settings, rng)
-        picture, mask, known = (to_square(plane, self.side_px) for plane in (picture, mask, known))
-        return key, text, picture, mask, known
+        square = (self.side_px, self.side_px)
+        if mask.shape != square:
+            picture, mask, known = (
+                resize(picture, square), resize(mask, square), to_square(known, self.side_px)
+            )  # fmt: skip
+        return key, text, picture, mask, known, weight
 
-    def _stored(self, index: int) -> tuple[str, str, Plane, Plane, Plane]:
+    def _stored(self, index: int) -> Item:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self.split[index]
-        picture, mask, known = (
-            to_square(plane, self._stored_px) for plane in (sample.picture, sample.mask, sample.known)
-        )
-        stored = sample.key, sample.text, picture, mask, known
+        # Not cut at one half: thin letters would be lost at a small side, and an edge placed less exactly.
+        mask = resize(sample.mask * np.uint8(255), (self._stored_px, self._stored_px))
+        picture, known = (to_square(plane, self._stored_px) for plane in (sample.picture, sample.known))
+        weight = self.weigh(sample.meta) if self.weigh else 1.0
+        stored = sample.key, sample.text, picture, mask, known, weight
         if self._cache is not None:
             self._cache[index] = stored
         return stored
@@ -234,15 +258,16 @@ def loader(
     )
 
 
-def collate(samples: Sequence[tuple[str, str, Plane, Plane, Plane]]) -> Batch:
+def collate(samples: Sequence[Item]) -> Batch:
     """Stack samples of one size."""
-    keys, texts, pictures, masks, known = zip(*samples, strict=True)
+    keys, texts, pictures, masks, known, weights = zip(*samples, strict=True)
     return Batch(
         list(keys),
         list(texts),
         torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2),
         torch.from_numpy(np.stack(masks))[:, None],
         torch.from_numpy(np.stack(known))[:, None],
+        torch.tensor(weights, dtype=torch.float32),
     )
 
 

@@ -15,12 +15,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models.resnet import BasicBlock
 
 from ..config import FusionSettings, ModelSettings
 from .text import build_text_encoder, sinusoids
 from .weights import WeightsError, cannot_fetch, read_state
 
 STRIDES = (4, 8, 16, 32)
+SMALLEST = "resnet10"
+"""One block a stage, for training from nothing on a CPU; torchvision has the parts but no name for it."""
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's photographs, which torchvision's weights were trained with
 STD = (0.229, 0.224, 0.225)
 
@@ -240,16 +243,22 @@ class Stage(nn.Module):
 def load_resnet(name: str, weights: str) -> torchvision.models.ResNet:
     """A torchvision ResNet with weights `pretrained`, `none` or of a local file. Raises WeightsError."""
     known = torchvision.models.list_models(torchvision.models, include=["*resnet*", "resnext*"])
-    if name not in known:
+    if name not in (SMALLEST, *known):
         raise WeightsError(
-            f"model.image_encoder: {name!r} is none of torchvision's ResNets: {', '.join(known)}"
+            f"model.image_encoder: {name!r} is none of torchvision's ResNets: {', '.join([SMALLEST, *known])}"
         )
     if weights == "pretrained":
+        if name == SMALLEST:
+            raise WeightsError(f"model.image_weights: nobody publishes weights of {name}: set it to none")
         try:
             return torchvision.models.get_model(name, weights="DEFAULT")
         except (OSError, RuntimeError) as error:
             raise cannot_fetch("model.image_weights", name, weights, error) from None
-    net = torchvision.models.get_model(name, weights=None)
+    net = (
+        torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
+        if name == SMALLEST
+        else torchvision.models.get_model(name, weights=None)
+    )
     if weights != "none":
         state = read_state(weights)
         own = net.state_dict()

@@ -1,9 +1,10 @@
-"""Steps, learning rate, parameter groups and arithmetic of a training."""
+"""Steps, learning rate, parameter groups, averaged weights and arithmetic of a training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -63,3 +64,49 @@ def autocast_precision(settings: TrainSettings, device: torch.device, say: Calla
             say("this device has no bfloat16 arithmetic: training in float32")
             return "float32"
     return settings.precision
+
+
+class Average:
+    """An exponential moving average of a network's weights (Polyak and Juditsky 1992).
+
+    It follows what learns, batch statistics included; a frozen text encoder is not copied. The decay
+    rises from 1/10 to the one asked for, so that the random start is soon forgotten.
+    """
+
+    def __init__(self, net: MaskNet, decay: float) -> None:
+        self.decay = decay
+        frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+        self._own = {
+            name: value
+            for name, value in net.state_dict().items()
+            if value.is_floating_point() and name not in frozen
+        }
+        self.tensors = {name: value.detach().clone() for name, value in self._own.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the network's weights after step `step`, counted from 1."""
+        decay = min(self.decay, step / (step + 9))
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._own.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The network holds the average while the block runs, and then its own weights again, bit by bit."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, own in self._own.items():
+            kept = own.clone()
+            own.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)
+
+
+def compiles(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether torch.compile is used: on a GPU, unless the profile forbids it."""
+    # On a CPU it takes a minute and a half to compile and gained nothing.
+    return settings.compile and device.type == "cuda"

@@ -6,19 +6,30 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from ..profiles import validate
-from ..vision.images import RGB, resize
-from .checkpoint import fill
+from ..config import Profile
+from ..data.store import LocalStore, Store, StoreError, open_store
+from ..profiles import default_store, load_profile, validate
+from ..vision.images import RGB, decode, resize
+from . import checkpoint
+from .launch import default_tracking_uri
 from .network import MaskNet
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "card.md"
+
+
+MAX_PIXELS = 100_000_000
+THRESHOLD = 0.5
+
+Probability: TypeAlias = npt.NDArray[np.float32]
+"""(H, W), 0..1"""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,38 @@ class Predictor:
     device: torch.device
     description: Mapping[str, Any]
 
+    @property
+    def threshold(self) -> float:
+        """The least probability of a mask pixel that scored best on dev; 0.5 where none was chosen."""
+        return float(self.description.get("threshold", THRESHOLD))
+
+
+def load_model(model: str | Path = "champion", profile: Profile | None = None) -> Predictor:
+    """The model of that name, ready to predict, on the GPU if there is one.
+
+    `model` is an alias or version of the profile's registered model, a registry URI
+    (`models:/bananagrams-mask@champion`, `models:/bananagrams-mask/3`), the folder of a checkpoint or of
+    `model.safetensors` and `model.json`, or a checkpoint's name in the store. The tracking server is
+    MLFLOW_TRACKING_URI, else the one in the store's folder. Raises RegistryError and CheckpointError.
+    """
+    from . import registry
+
+    profile = profile or load_profile().profile
+    name, folder = str(model), Path(model).expanduser()
+    if (folder / DESCRIPTION).is_file():
+        return load_predictor(folder)
+    if (folder / checkpoint.STATE).is_file():
+        return load_checkpoint(LocalStore(folder.absolute().parent), folder.absolute().name)
+    if name.startswith("models:/"):
+        registered, found, version = name.removeprefix("models:/").partition("@" if "@" in name else "/")
+        if not (registered and found and version):
+            raise registry.RegistryError(f"{name}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+        settings = profile.mlflow.model_copy(update={"registered_model": registered})
+        profile, name = profile.model_copy(update={"mlflow": settings}), version
+    elif "/" in name:
+        return load_checkpoint(open_store(default_store(profile)), name)
+    return registry.load(default_tracking_uri(default_store(profile)), profile, name)
+
 
 def load_predictor(folder: Path, device: str | None = None) -> Predictor:
     """The model in a folder of `model.safetensors` and `model.json`, on the GPU if there is one.
@@ -39,8 +82,24 @@ def load_predictor(folder: Path, device: str | None = None) -> Predictor:
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     profile = validate({"model": description["model"], "train": description["train"]}, str(folder))
     net = MaskNet(profile.model, fetch=False)
-    fill(net, safetensors.torch.load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+    checkpoint.fill(net, safetensors.torch.load_file(folder / WEIGHTS), str(folder / WEIGHTS))
     return make_predictor(net, profile.train.side_px, device, description)
+
+
+def load_checkpoint(store: Store, name: str, device: str | None = None) -> Predictor:
+    """The model of a training's checkpoint in a store. Raises CheckpointError."""
+    try:
+        state = json.loads(store.read(f"{name}/{checkpoint.STATE}"))
+        sections = {"model": state["model"], "train": state["train"]}
+    except (StoreError, ValueError, KeyError):
+        raise checkpoint.CheckpointError(
+            f"{name} is no model: neither a folder with {DESCRIPTION} or {checkpoint.STATE}, nor a whole "
+            f"checkpoint in {store.url}, nor an alias or version in the registry"
+        ) from None
+    profile = validate(sections, name)
+    net = MaskNet(profile.model, fetch=False)
+    checkpoint.load(store, name, net)
+    return make_predictor(net, profile.train.side_px, device, state)
 
 
 def make_predictor(
@@ -54,22 +113,52 @@ def make_predictor(
 
 def predict(
     predictor: Predictor, pictures: Sequence[RGB], instructions: Sequence[str], batch_size: int = 16
-) -> list[npt.NDArray[np.float32]]:
+) -> list[Probability]:
     """Probability 0..1 that the instruction changes each pixel, float32 (H, W), for each RGB (H, W, 3).
 
     A picture is stretched to the square that the network was trained on, and its mask is stretched back.
     """
     if len(pictures) != len(instructions):
         raise ValueError(f"{len(pictures)} pictures and {len(instructions)} instructions: one each is needed")
-    side = predictor.side_px
-    masks: list[npt.NDArray[np.float32]] = []
+    masks: list[Probability] = []
     for start in range(0, len(pictures), batch_size):
         group = pictures[start : start + batch_size]
-        squares = torch.from_numpy(np.stack([resize(picture, (side, side)) for picture in group]))
-        squares = squares.permute(0, 3, 1, 2).to(predictor.device)
-        with torch.inference_mode():
-            logits = predictor.net(squares, instructions[start : start + batch_size])
-            probabilities = logits[:, 0].sigmoid().cpu().numpy()
-        for picture, plane in zip(group, probabilities, strict=True):
-            masks.append(resize(plane, (picture.shape[1], picture.shape[0])).astype(np.float32))
+        planes = predict_squares(
+            predictor,
+            [to_square(predictor, picture) for picture in group],
+            instructions[start : start + batch_size],
+        )
+        masks += [from_square(plane, picture.shape[:2]) for picture, plane in zip(group, planes, strict=True)]
     return masks
+
+
+def predict_file(predictor: Predictor, photo: str | Path, instruction: str) -> Probability:
+    """`predict` of one picture file, which is read upright. Raises PictureError and OSError."""
+    return predict(predictor, [decode(Path(photo).read_bytes(), MAX_PIXELS)], [instruction])[0]
+
+
+def to_square(predictor: Predictor, picture: RGB) -> RGB:
+    """The picture (H, W, 3) at the network's size (S, S, 3)."""
+    return resize(picture, (predictor.side_px, predictor.side_px))
+
+
+def predict_squares(
+    predictor: Predictor, squares: Sequence[RGB], instructions: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """Probabilities (N, S, S) for N pictures (S, S, 3), in one pass of the network."""
+    batch = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).to(predictor.device)
+    with torch.inference_mode():
+        logits = predictor.net(batch, list(instructions))
+        return np.asarray(logits[:, 0].float().sigmoid().cpu().numpy())
+
+
+def from_square(plane: Probability, size: tuple[int, ...]) -> Probability:
+    """A plane (S, S) at a picture's own (H, W)."""
+    return resize(plane, (size[1], size[0])).astype(np.float32)
+
+
+def encode_soft(probability: Probability) -> bytes:
+    """A single-channel 8-bit PNG: 0 for probability 0, 255 for 1."""
+    done, data = cv2.imencode(".png", np.round(probability * 255).astype(np.uint8))
+    assert done  # a uint8 plane always encodes
+    return data.tobytes()

@@ -11,14 +11,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Profile
 from ..profiles import validate
+from . import launch
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on; the message says why and what to do."""
 
 
 class Stopped(RuntimeError):
@@ -43,6 +49,8 @@ class Job:
     resume: str | None
     output: str
     tags: Mapping[str, str]
+    goes_on: bool = False
+    """Whether it resumes an unfinished run of its own, of which publishing may be all that is left."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,10 @@ class Place:
     device: torch.device
 
 
-def read_job(path: Path) -> Job:
-    """Read a job file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Job(profile=validate(content.pop("profile"), str(path)), **content)
+def read_job(where: Path | str) -> Job:
+    """Read a job file, at a path or an S3 URL."""
+    content = json.loads(launch.read_job_text(where))
+    return Job(profile=validate(content.pop("profile"), str(where)), **content)
 
 
 @contextmanager
@@ -81,10 +89,63 @@ def parallel(net: nn.Module, place: Place) -> nn.Module:
     """The network, its gradients averaged over all processes where there are several."""
     if place.world == 1:
         return net
+    # A device's share of a batch may be too small for statistics of its own, and with those of the whole
+    # batch a step computes the same on any number of devices.
     if place.device.type == "cuda":
-        # A device's share of a batch may be too small for statistics of its own.
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+    else:
+        share_statistics(net)
     return DistributedDataParallel(net, device_ids=[place.device] if place.device.type == "cuda" else None)
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.forward(context, gradient)
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d over the batches of all processes, on the CPU, which SyncBatchNorm does not support.
+
+    Every process must bring a batch of the same size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) → the same, normalised by the statistics of every process's B."""
+        if not self.training:
+            return super().forward(input)
+        world, axes = dist.get_world_size(), (0, 2, 3)
+        x = input.float()
+        mean: Tensor = SumOverProcesses.apply(x.mean(axes)) / world
+        centered = x - mean[:, None, None]
+        variance: Tensor = SumOverProcesses.apply(centered.square().mean(axes)) / world
+        count = world * x.numel() // x.shape[1]
+        with torch.no_grad():
+            for kept, found in (
+                (self.running_mean, mean),
+                (self.running_var, variance * (count / (count - 1))),
+            ):
+                assert kept is not None  # as BatchNorm2d starts
+                assert self.momentum is not None
+                kept.lerp_(found, self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        normal: Tensor = centered * scale[:, None, None] + self.bias[:, None, None]
+        return normal.to(input.dtype)
+
+
+def share_statistics(net: nn.Module) -> None:
+    """Make every BatchNorm2d in the network a SharedBatchNorm, in place."""
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,14 +14,16 @@ import safetensors.torch
 import torch
 
 from ..config import ConfigError, Profile
+from ..data import layout
 from ..data.store import Store
 from ..vision.images import encode_jpeg, fit
-from . import checkpoint, registry, report
-from .baselines import Mask, mean_mask
+from . import checkpoint, launch, registry, report
+from .baselines import mean_mask
+from .compare import score_samples
 from .dataset import DatasetError, Split, open_split
-from .evaluate import score
+from .evaluate import best_threshold, score
 from .network import MaskNet
-from .predict import DESCRIPTION, WEIGHTS, make_predictor
+from .predict import CARD, DESCRIPTION, WEIGHTS, Predictor, make_predictor
 from .process import Job
 
 Say = Callable[[str], None]
@@ -40,24 +43,28 @@ def publish(
     profile = job.profile
     predictor = make_predictor(net, profile.train.side_px)
     mean = mean_mask(train_split)
-    scores = {"dev": score(predictor, dev_split, mean)}
+    threshold = best_threshold(predictor, dev_split)  # chosen on dev, applied to test
+    scores = {"dev": score(predictor, dev_split, mean, threshold)}
     digests = {"train": train_split.digest, "dev": dev_split.digest}
     try:
         with open_split(store, "test") as test_split:
-            scores["test"] = score(predictor, test_split, mean)
+            scores["test"] = score(predictor, test_split, mean, threshold)
             digests["test"] = test_split.digest
+            log.dataset(test_split, store.describe(layout.index_json("test")), "testing")
     except DatasetError as error:
         say(f"not scored on test: {error}")
     for split, found in scores.items():
         figures = {f"{split}_{key}": value for key, value in found["model"].items()}
         figures[f"{split}_shuffled_iou"] = found["shuffled"]
+        figures[f"{split}_blind_iou"] = found["blind"]
         figures.update({f"{split}_{key}_mask_iou": value for key, value in found["baselines"].items()})
         log.metrics(figures, facts["steps"])
         baselines = ", ".join(f"{key} {value:.3f}" for key, value in found["baselines"].items())
+        low, high = found["intervals"]["mean_iou"]
         say(
-            f"{split}: mean IoU {found['model']['mean_iou']:.3f}, "
-            f"overall {found['model']['overall_iou']:.3f}; trivial masks {baselines}; "
-            f"shuffled instructions {found['shuffled']:.3f}"
+            f"{split}: mean IoU {found['model']['mean_iou']:.3f} (95% interval {low:.3f} to {high:.3f}), "
+            f"overall {found['model']['overall_iou']:.3f} at threshold {threshold:g}; trivial masks "
+            f"{baselines}; shuffled instructions {found['shuffled']:.3f}, none {found['blind']:.3f}"
         )
     dev = scores["dev"]
     weights = safetensors.torch.save(checkpoint.weights_of(net))
@@ -71,6 +78,7 @@ def publish(
     content: dict[str, Any] = {
         "format": 1,
         **sections(profile),
+        "threshold": threshold,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "run_id": job.mlflow_run_id,
         "dataset": digests,
@@ -78,23 +86,27 @@ def publish(
         "metrics": scores,
         "torch": torch.__version__,
     }
+    counts = {split: json.loads(store.read(layout.index_json(split))) for split in digests}
+    card = report.card(profile, content, counts)
     log.file("metrics.json", json.dumps(scores, indent=1).encode())
-    log.file("dev_predictions.png", report.overlay_sheet(predictor, dev_split))
+    log.file("card.md", card.encode())
+    log.file("dev_predictions.png", report.encode_png(report.overlay_sheet(predictor, dev_split)))
+    log_checkpoint(store, job, log)
     tags = {
         **job.tags,
         "dev_iou": repr(summary["dev_iou"]),
         "baseline_iou": repr(max(dev["baselines"].values())),
-        "dev_dataset": dev_split.digest,
         **{f"dataset_{split}": digest for split, digest in digests.items()},
-        **champion_score(job, dev_split, mean, say),
+        **compare_with_champion(job, store, predictor, dev_split, log, say),
     }
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as name:
         folder = Path(name)
         (folder / WEIGHTS).write_bytes(weights)
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
         sample = dev_split[0]
         example = encode_jpeg(fit(sample.picture, profile.train.side_px), 90), sample.text
-        version = registry.register(job.tracking_uri, profile, job.mlflow_run_id, folder, example, tags)
+        version = registry.register(job.tracking_uri, profile, job.mlflow_run_id, folder, example, tags, card)
     content["version"] = version
     store.write(f"{job.output}/{WEIGHTS}", weights)
     store.write(f"{job.output}/{DESCRIPTION}", json.dumps(content, indent=1).encode())
@@ -102,19 +114,47 @@ def publish(
     return content
 
 
-def champion_score(job: Job, dev_split: Split, mean: Mask, say: Say) -> dict[str, str]:
-    """Tags that hold today's champion's dev IoU on this dataset, for `registry.promote` to compare with."""
+def compare_with_champion(
+    job: Job, store: Store, predictor: Predictor, dev_split: Split, log: registry.RunLog, say: Say
+) -> dict[str, str]:
+    """Log each sample's IoU of this model and of today's champion, for `registry.promote` to compare.
+
+    On test, or on dev where there is no test. Returns tags that name the champion, if there is one.
+    """
+    try:
+        with open_split(store, "test") as test_split:
+            return _compare(job, test_split, predictor, log, say)
+    except DatasetError:
+        return _compare(job, dev_split, predictor, log, say)
+
+
+def _compare(job: Job, split: Split, predictor: Predictor, log: registry.RunLog, say: Say) -> dict[str, str]:
+    own = score_samples(predictor, split)
+    log.file(registry.SAMPLES, json.dumps(own.as_json()).encode())
     version = registry.find(job.tracking_uri, job.profile, registry.CHAMPION)
     if version is None:
         return {}
-    try:
-        champion = registry.load(job.tracking_uri, job.profile, version)
-    except (registry.RegistryError, checkpoint.CheckpointError, ConfigError, OSError) as error:
-        say(f"the champion, version {version}, cannot be scored on this dataset: {error}")
-        return {}
-    dev_iou = score(champion, dev_split, mean)["model"]["mean_iou"]
-    say(f"the champion, version {version}, has dev IoU {dev_iou:.3f} on this dataset")
-    return {"champion_version": version, "champion_dev_iou": repr(dev_iou)}
+    known, _ = registry.scored_samples(job.tracking_uri, job.profile, version)
+    if known is None or known.dataset != own.dataset:
+        try:
+            champion = registry.load(job.tracking_uri, job.profile, version)
+        except (registry.RegistryError, checkpoint.CheckpointError, ConfigError, OSError) as error:
+            say(f"the champion, version {version}, cannot be scored on {split.name}: {error}")
+            return {}
+        known = score_samples(champion, split)
+        log.file(registry.CHAMPION_SAMPLES, json.dumps(known.as_json()).encode())
+    say(f"the champion, version {version}, has {split.name} mean IoU {known.mean():.3f} on these samples")
+    return {"champion_version": version}
+
+
+def log_checkpoint(store: Store, job: Job, log: registry.RunLog) -> None:
+    """Copy the last checkpoint to the run, where `bananagrams train --resume` can be pointed to it later."""
+    if name := launch.last_checkpoint(store, job.mlflow_run_id):
+        for file in store.list(f"{name}/"):
+            with store.local_path(file) as path, tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
+                copy = Path(folder) / file.rpartition("/")[2]
+                shutil.copyfile(path, copy)
+                log.copy(copy, f"checkpoint/{name.rpartition('/')[2]}")
 
 
 def sections(profile: Profile) -> dict[str, Any]:

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from bananagrams_assets.learn.predict import load_predictor, predict
-from bananagrams_assets.vision.images import decode, encode_png_mask
-
-MAX_PIXELS = 100_000_000
+from bananagrams_assets.learn.predict import MAX_PIXELS, encode_soft, load_predictor, predict
+from bananagrams_assets.vision.images import RGB, PictureError, decode, encode_png_mask
 
 
 class MaskModel(PythonModel):
     """A table of `image` (bytes of a picture file) and `instruction` (text) → `mask` (bytes of a PNG).
 
     The PNG is single-channel, of the upright picture's size; 255 where the instruction will change it.
-    Raises PictureError for bytes that give no picture.
+    Over HTTP both columns of bytes are base64. Raises MlflowException, which a server answers as HTTP 400,
+    for bytes that give no picture; it names the row.
     """
 
     def load_context(self, context: Any) -> None:
@@ -27,11 +27,28 @@ class MaskModel(PythonModel):
         self._predictor = load_predictor(Path(context.artifacts["weights"]).parent)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """One mask for each row; `params` may hold `threshold`, the least probability of a mask pixel."""
-        threshold = float((params or {}).get("threshold", 0.5))
-        pictures = [decode(bytes(data), MAX_PIXELS) for data in model_input["image"]]
-        masks = predict(self._predictor, pictures, [str(text) for text in model_input["instruction"]])
-        return pd.DataFrame({"mask": [encode_png_mask(mask >= threshold, one_bit=False) for mask in masks]})
+        """One mask for each row.
+
+        `params` may hold `threshold`, the least probability of a mask pixel in place of the model's own,
+        and `soft`: true for 8-bit probabilities in place of 0 and 255.
+        """
+        params = params or {}
+        threshold = params.get("threshold")
+        if threshold is None:
+            threshold = self._predictor.threshold
+        pictures = [_picture(row, bytes(data)) for row, data in enumerate(model_input["image"])]
+        found = predict(self._predictor, pictures, [str(text) for text in model_input["instruction"]])
+        if params.get("soft"):
+            return pd.DataFrame({"mask": [encode_soft(probability) for probability in found]})
+        masks = [encode_png_mask(probability >= threshold, one_bit=False) for probability in found]
+        return pd.DataFrame({"mask": masks})
+
+
+def _picture(row: int, data: bytes) -> RGB:
+    try:
+        return decode(data, MAX_PIXELS)
+    except PictureError as error:
+        raise MlflowException.invalid_parameter_value(f"row {row}: image: {error}") from None
 
 
 set_model(MaskModel())

@@ -1,30 +1,40 @@
-"""Pictures of a training for people: dev predictions beside the truth, and the curves."""
+"""A training for people: dev predictions beside the truth, the curves, the model's card."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from ..config import Profile
 from ..vision.images import RGB, fit, resize
 from .dataset import Sample, Split
 from .metrics import count, ious
-from .predict import Predictor, predict
+from .predict import THRESHOLD, Predictor, predict
 
 TILE_PX = 240
 SAMPLES = 12
 _TRUTH, _PREDICTED, _UNKNOWN = (40, 200, 80), (240, 60, 60), (90, 90, 90)
 
 
-def overlay_sheet(predictor: Predictor, split: Split) -> bytes:
-    """PNG of up to 12 samples spread over the split, a row each: photograph, truth, prediction."""
-    chosen = np.linspace(0, len(split) - 1, min(SAMPLES, len(split))).astype(int)
+def overlay_sheet(predictor: Predictor, split: Split, most: int = SAMPLES) -> RGB:
+    """Up to `most` samples spread over the split, a row each: photograph, truth, prediction; (H, W, 3)."""
+    chosen = np.linspace(0, len(split) - 1, min(most, len(split))).astype(int)
     samples: list[Sample] = [split[int(index)] for index in chosen]
     masks = predict(predictor, [sample.picture for sample in samples], [sample.text for sample in samples])
-    rows = [_row(sample, mask) for sample, mask in zip(samples, masks, strict=True)]
-    ok, png = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
+    threshold = predictor.threshold
+    return np.concatenate(
+        [_row(sample, mask, threshold) for sample, mask in zip(samples, masks, strict=True)]
+    )
+
+
+def encode_png(rgb: RGB) -> bytes:
+    """PNG bytes of a picture (H, W, 3)."""
+    ok, png = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     assert ok  # a uint8 array always encodes
     return png.tobytes()
 
@@ -36,9 +46,11 @@ def curves(losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(*zip(*losses, strict=True))
+    if losses:
+        left.plot(*zip(*losses, strict=True))
     left.set(title="training loss", xlabel="step")
-    right.plot(*zip(*dev, strict=True), marker=".", label="model")
+    if dev:
+        right.plot(*zip(*dev, strict=True), marker=".", label="model")
     right.axhline(baseline, color="grey", linestyle="--", label="best trivial")
     right.set(title="dev mean IoU", xlabel="step", ylim=(0, 1))
     right.legend(loc="lower right")
@@ -47,8 +59,52 @@ def curves(losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]
     return file.getvalue()
 
 
-def _row(sample: Sample, probability: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> RGB:
-    predicted, truth, known = probability >= 0.5, sample.mask.astype(bool), sample.known.astype(bool)
+def card(profile: Profile, content: Mapping[str, Any], counts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The model's card in Markdown, after Mitchell et al. 2019: what it does, data, figures, limits, licence.
+
+    `content` is model.json's, `counts` a split's index by its name.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    rows = []
+    for split, scores in content["metrics"].items():
+        name, best = max(scores["baselines"].items(), key=lambda item: item[1])
+        rows.append(
+            [
+                split,
+                _figure(scores, "mean_iou", scores["model"]["mean_iou"]),
+                _figure(scores, "overall_iou", scores["model"]["overall_iou"]),
+                f"{_figure(scores, name, best)} ({name})",
+                _figure(scores, "shuffled", scores["shuffled"]),
+                _figure(scores, "blind", scores["blind"]),
+            ]
+        )
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+        Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    )
+    return template.render(
+        name=profile.mlflow.registered_model,
+        model=profile.model,
+        train=profile.train,
+        threshold=content.get("threshold", THRESHOLD),
+        summary=content["summary"],
+        dataset=content["dataset"],
+        counts=counts,
+        rows=rows,
+        intervals=any("intervals" in scores for scores in content["metrics"].values()),
+        license=profile.source.license,
+    )
+
+
+def _figure(scores: Mapping[str, Any], name: str, value: float) -> str:
+    interval = scores.get("intervals", {}).get(name)
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _row(
+    sample: Sample, probability: np.ndarray[tuple[int, ...], np.dtype[np.float32]], threshold: float
+) -> RGB:
+    predicted, truth, known = probability >= threshold, sample.mask.astype(bool), sample.known.astype(bool)
     iou = float(ious(np.array([count(predicted, truth, known)]))[0])
     tiles = [
         _tile(sample.picture),

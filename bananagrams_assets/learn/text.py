@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import urllib.error
+import urllib.request
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,12 +18,14 @@ from ..config import ModelSettings
 from .weights import WeightsError, cannot_fetch, first_line, read_state
 
 CACHE_BYTES = 256 * 2**20
+HUB_TIMEOUT_S = 5
 
 
 class TextEncoder(nn.Module, ABC):
     """Token features of instructions; a frozen encoder computes each distinct instruction once.
 
-    `width` is the channels C of a feature, `context` the most tokens T read of an instruction.
+    `width` is the channels C of a feature, `context` the most tokens T read of an instruction,
+    `cache_bytes` how much memory the features of a frozen encoder may take, at half precision.
     """
 
     def __init__(self, width: int, context: int, frozen: bool) -> None:
@@ -29,6 +33,7 @@ class TextEncoder(nn.Module, ABC):
         self.width = width
         self.context = context
         self.frozen = frozen
+        self.cache_bytes = CACHE_BYTES
         self._cache: dict[str, Tensor] = {}
         self._cached_bytes = 0
 
@@ -47,21 +52,31 @@ class TextEncoder(nn.Module, ABC):
             longest = int(mask.sum(1).max())
             return features[:, :longest] * mask[:, :longest, None], mask[:, :longest]
         missing = [text for text in dict.fromkeys(texts) if text not in self._cache]
-        fresh: dict[str, Tensor] = {}
-        if missing:
-            with torch.no_grad():
-                features, mask = self.encode(missing)
-            fresh = {text: features[i, mask[i]].float() for i, text in enumerate(missing)}
-            for text, rows in fresh.items():
-                # A full cache keeps what it has: epochs cycle through the instructions, and evicting
-                # the oldest of a cycle that does not fit would miss every time.
-                if self._cached_bytes < CACHE_BYTES:
-                    self._cache[text] = rows
-                    self._cached_bytes += rows.nbytes
+        fresh = dict(zip(missing, self._compute(missing), strict=True))
+        for text, rows in fresh.items():
+            # A full cache keeps what it has: epochs cycle through the instructions, and evicting
+            # the oldest of a cycle that does not fit would miss every time.
+            if self._cached_bytes < self.cache_bytes:
+                self._cache[text] = rows
+                self._cached_bytes += rows.nbytes
         rows_of = [self._cache[text] if text in self._cache else fresh[text] for text in texts]
-        features = nn.utils.rnn.pad_sequence(rows_of, batch_first=True)
+        features = nn.utils.rnn.pad_sequence(rows_of, batch_first=True).float()
         lengths = torch.tensor([len(rows) for rows in rows_of], device=features.device)
         return features, torch.arange(features.shape[1], device=features.device) < lengths[:, None]
+
+    def _compute(self, texts: Sequence[str]) -> list[Tensor]:
+        """The frozen features of each instruction, float16 (tokens, C)."""
+        # A matrix product rounds differently with the number of its rows. On a CPU, where a resumed run ends
+        # with the same bits, each instruction is computed alone: what it gives must not depend on which
+        # others happened to be new. For the same reason an autocast around this call does not reach it.
+        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
+        size = 1 if device is None or device.type == "cpu" else len(texts)
+        rows: list[Tensor] = []
+        with torch.no_grad(), torch.autocast("cpu" if device is None else device.type, enabled=False):
+            for start in range(0, len(texts), max(1, size)):
+                features, mask = self.encode(texts[start : start + size])
+                rows += [each[known].half() for each, known in zip(features, mask, strict=True)]
+        return rows
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         self._cache, self._cached_bytes = {}, 0  # cached features stay on the old device
@@ -96,29 +111,39 @@ class RandomTokens(TextEncoder):
 
 
 class TextTower(TextEncoder):
-    """A text tower of open_clip, its last hidden states as token features."""
+    """A text tower of open_clip, its last hidden states as features; its last `trained` layers learn."""
 
-    def __init__(self, name: str, tower: nn.Module, context: int, frozen: bool) -> None:
+    def __init__(self, name: str, tower: nn.Module, context: int, trained: int) -> None:
         import open_clip
 
         self_context = int(getattr(tower, "context_length", 77))
         with torch.no_grad():
             tokenizer = open_clip.get_tokenizer(name)
             probe = tower(tokenizer([""], context_length=self_context))[1]
-        super().__init__(probe.shape[-1], min(context, self_context), frozen)
+        super().__init__(probe.shape[-1], min(context, self_context), frozen=not trained)
         self._tokenizer = tokenizer
         self._tower_context = self_context
         config = getattr(tower, "config", None)
         pad = getattr(config, "pad_token_id", None) if config is not None else getattr(tower, "pad_id", 0)
         self._pad = 0 if pad is None else int(pad)
         # Frozen weights are kept at half precision, as OpenAI's were published: their file is half as large.
-        self.tower = (tower.half().float() if frozen else tower).eval().requires_grad_(not frozen)
+        self.tower = tower.half().float().eval().requires_grad_(False)
+        if trained:
+            blocks = _blocks(name, tower)
+            if trained > len(blocks):
+                raise WeightsError(
+                    f"model.train_text_layers: {name} has {len(blocks)} layers, {trained} cannot train"
+                )
+            # A tower with a class token gives its tokens before the last norm, which has no part in them.
+            final = None if getattr(tower, "cls_emb", None) is not None else getattr(tower, "ln_final", None)
+            for part in (*blocks[-trained:], final):
+                if part is not None:
+                    part.requires_grad_()
 
     def train(self, mode: bool = True) -> TextTower:
-        """A frozen tower stays in evaluation mode, so that its features can be computed once."""
+        """The tower stays in evaluation mode, so that features of a frozen one can be computed once."""
         super().train(mode)
-        if self.frozen:
-            self.tower.eval()
+        self.tower.eval()
         return self
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -155,7 +180,7 @@ def build_text_encoder(settings: ModelSettings, fetch: bool = True) -> TextEncod
     # The activation is not in the weights: OpenAI's were trained with QuickGELU under the same model name.
     tag = weights if weights in tags else settings.text_weights
     quick_gelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-    with _quiet():
+    with _quiet(), _hub(needed=weights in tags):
         try:
             model = open_clip.create_model(
                 name,
@@ -174,7 +199,7 @@ def build_text_encoder(settings: ModelSettings, fetch: bool = True) -> TextEncod
         tower.output_tokens = True
         if _is_path(weights):
             _load_tower(tower, weights)
-        return TextTower(name, tower, settings.text_context, settings.freeze_text)
+        return TextTower(name, tower, settings.text_context, settings.train_text_layers)
 
 
 def until_last(known: Tensor) -> Tensor:
@@ -207,6 +232,42 @@ def _load_tower(tower: nn.Module, path: str) -> None:
             f"are missing or of another shape, first {lacking[0]}"
         )
     tower.load_state_dict(state)
+
+
+def _blocks(name: str, tower: nn.Module) -> nn.ModuleList:
+    """The transformer layers of a tower, first to last. Raises WeightsError if it does not show them."""
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise WeightsError(f"model.train_text_layers: the layers of {name} cannot be told apart; set it to 0")
+    return blocks
+
+
+@contextmanager
+def _hub(needed: bool) -> Iterator[None]:
+    """Keep the Hugging Face hub's client from its minute of retries where the hub cannot be reached.
+
+    Weights that are in its cache are used all the same.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if needed and not before:
+            constants.HF_HUB_OFFLINE = not _answers(constants.ENDPOINT)
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers there, be it with an error."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

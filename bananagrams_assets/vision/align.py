@@ -217,8 +217,8 @@ def _detail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Grey levels at equal mean and contrast around each pixel, about 128: the same in any tone."""
     level, window = grey.astype(np.float32), (DETAIL_PX, DETAIL_PX)
     high = level - cv2.blur(level, window)
-    contrast = cv2.sqrt(cv2.blur(high * high, window) + DETAIL_FLOOR**2)
-    return np.asarray(cv2.add(cv2.divide(high, contrast, scale=DETAIL_GAIN), 128.0, dtype=cv2.CV_8U))
+    equal = high / cv2.sqrt(cv2.blur(high * high, window) + DETAIL_FLOOR**2)
+    return np.asarray(cv2.addWeighted(equal, DETAIL_GAIN, equal, 0, 128, dtype=cv2.CV_8U), np.uint8)
 
 
 def _starts(fixed: _View, moving: _View, settings: AlignSettings) -> Iterator[_Start | str]:
@@ -322,7 +322,7 @@ def _corners(detail: NDArray[np.uint8]) -> Floats:
     row, column = np.divmod(np.arange(rows * columns), columns)
     y, x = np.divmod(strongest, cell)
     clear = blocks[np.arange(len(blocks)), strongest] > 1e-3 * strength.max()
-    return np.stack([column * cell + x, row * cell + y], axis=1)[clear].astype(np.float64)
+    return np.asarray(np.stack([column * cell + x, row * cell + y], axis=1)[clear], np.float64)
 
 
 def _margin(size: Size) -> int:
@@ -342,26 +342,27 @@ def _refined(
     detail = 255 - moving.detail if start.negative else moving.detail
     outline = frame(moving.size)
     for levels in (2 if start.matches else 4, 1):
-        back = np.linalg.inv(homography)
+        back = np.asarray(np.linalg.inv(homography), np.float64)
         origin = project(back, corners)
         margin = _margin(moving.size)
         at = corners[((origin > outline[0] + margin) & (origin < outline[2] - margin)).all(axis=1)]
         if len(at) < settings.min_inliers:
             return f"only {len(at)} corners to track; {settings.min_inliers} needed"
+        points = at.astype(np.float32)
         found, status, _ = cv2.calcOpticalFlowPyrLK(
             fixed.detail,
             _drawn(detail, homography, fixed.size),
-            at.astype(np.float32),
-            None,
+            points,
+            points.copy(),
             winSize=(WINDOW_PX, WINDOW_PX),
             maxLevel=levels,
             criteria=TRACKING,
         )
-        kept = status.ravel() > 0
+        kept = np.asarray(status).ravel() > 0
         if kept.sum() < settings.min_inliers:
             return f"only {kept.sum()} corners found again; {settings.min_inliers} needed"
         target = at[kept]
-        source = project(back, found[kept].astype(np.float64))
+        source = project(back, np.asarray(found, np.float64)[kept])
         rough = _fitted(homography, source, target, MODELS["homography"], DRIFT_PX)
         chosen = _choose(
             source, target, rough, moving.size, fixed.size, TRACK_PX, settings.min_inliers, settings

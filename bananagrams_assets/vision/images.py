@@ -25,6 +25,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read. Pillow knows many more formats, which few pictures on the web use."""
 
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+"""What files of these formats are called."""
+
+
 class PictureError(ValueError):
     """Bytes that give no usable picture; the message says what is wrong with them."""
 

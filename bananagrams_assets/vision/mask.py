@@ -6,31 +6,35 @@ Each step is a function of its own. Widths in px are at the working size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from bananagrams_assets.config import MaskSettings
-from bananagrams_assets.vision.geometry import Floats, polygon_mask, project, rescaled, resizing, warp
+from bananagrams_assets.vision.geometry import Floats, Size, polygon_mask, project, rescaled, resizing, warp
 from bananagrams_assets.vision.images import RGB, Mask, fitted_size, resize
-from bananagrams_assets.vision.tone import Picture, explain_tone, lab
+from bananagrams_assets.vision.tone import explain_tone
 
 Difference: TypeAlias = NDArray[np.float32]
 """(H, W), CIE Lab dE"""
 
-BAND_ROWS = 64
-"""Differencing works through bands of rows: what fits the processor's cache is done twice as fast."""
+LAB_WEIGHTS = np.array([[(100 / 255) ** 2, 1, 1]], np.float32)
+"""Squared units of 8-bit Lab: L is stored as 0..255 for 0..100, a and b as they are."""
 
 OUTLINE_PX = 3
-OUTLINE_SHARE = 0.4
+OUTLINE_SHARE = 0.28
 
-GLOBAL_SHIFT = 12.0
+CONFIDENCE_WEIGHTS = np.array([3.1, 0.56, 2.58, -0.12, -1.63, -0.11, 0.25])
+CONFIDENCE_BIAS = -2.7
+"""Of `mask_evidence`, in its order; `bananagrams_tests/benchmarks/mask_confidence.py` fits them."""
+
+GLOBAL_SHIFT = 14.0
 """dE of tone from which a picture counts as toned anew. Redrawing alone moves it by 1 to 8."""
 GLOBAL_NOISE = 2.4
 """dE between pixels of the same content from which they are drawn anew. Redrawing alone leaves 0.3 to 1.3."""
-UNDECIDED = {"global": 0.3, "local": 1.6}
+UNDECIDED = {"global": 0.26, "local": 1.6}
 """Factor on what makes a mask global, by what was instructed."""
 
 
@@ -40,7 +44,8 @@ class EditMask:
 
     `mask`: bool (H, W). `verdict`: `local`, `global` (the mask is then the whole overlap) or `nothing`.
     `area`: the mask's share of the overlap, 0..1. `components`: connected parts of the mask.
-    `confidence`: 0..1, see `_confidence`. `noise`: median dE of what did not change.
+    `confidence`: 0..1, the IoU to expect of a local mask (`local_confidence`). `noise`: typical dE
+    of what did not change.
     `difference`: float32 (H, W), dE after the tone is explained away, 0 where unknown.
     """
 
@@ -81,19 +86,21 @@ def edit_mask(
     mask, components = without_specks(mask, settings.smallest_component)
     area = float(mask[known].mean()) if known.any() else 0.0
     evidence = global_evidence(tone.shift, noise, area, settings) / UNDECIDED.get(scope, 1.0)
-    clear = float((difference[known & ~mask] < low / 2).mean()) if (known & ~mask).any() else 0.0
     if evidence >= 1 and known.any():
         verdict, area, components, mask = "global", 1.0, 1, polygon_mask(overlap, size)
         confidence = evidence / (1 + evidence)
     elif components:
         verdict = "local"
-        confidence = _confidence(mask, known, difference, low, clear, components, evidence)
+        confidence = local_confidence(mask_evidence(mask, known, difference, low, noise, components))
+        confidence *= 1 - evidence**4 / 2
         border = polygon_mask(project(resizing(size, work), overlap), work) & ~known
         mask = continued(mask, known, border)
     else:
-        verdict, confidence = "nothing", clear * (1.0 if scope == "geometric" else 0.2)
-    if mask.shape != before.shape[:2]:
-        mask = np.asarray(cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5)
+        quiet = float((difference[known] < low / 2).mean()) if known.any() else 0.0
+        verdict, confidence = "nothing", quiet * (1.0 if scope == "geometric" else 0.2)
+    if difference.shape != before.shape[:2]:
+        if verdict != "global":
+            mask = enlarged(mask, difference, low, size)
         difference = np.asarray(cv2.resize(difference, size, interpolation=cv2.INTER_LINEAR))
     return EditMask(mask, verdict, verdict == "global", area, components, confidence, noise, difference)
 
@@ -107,31 +114,35 @@ def global_evidence(shift: float, noise: float, area: float, settings: MaskSetti
     return max(shift / GLOBAL_SHIFT, noise / GLOBAL_NOISE, area / settings.global_area)
 
 
-def _confidence(
-    mask: Mask,
-    known: Mask,
-    difference: Difference,
-    low: float,
-    clear: float,
-    components: int,
-    evidence: float,
-) -> float:
-    """Solidity times the geometric mean of four shares, 0..1 each, for a local mask.
+def mask_evidence(
+    mask: Mask, known: Mask, difference: Difference, low: float, noise: float, components: int
+) -> NDArray[np.float64]:
+    """The seven numbers that a local mask's confidence is made of.
 
-    solidity: 1 - the outline's share of the mask's pixels / 2, about the IoU that an error of half a
-    pixel all round leaves; separation: 1 - exp(-d / low) with the 20th percentile d of the mask's dE;
-    clear: the share of the rest under half the low threshold; whole: 1 / (1 + components / 16);
-    inside: 1 - the mask's share of the overlap's outermost pixels / 4. Times 1 - e^4 / 2 of the evidence e
-    of a global edit, which counts only close to the verdict's limit.
+    solidity: share of the mask that erosion by a pixel leaves; separation: log2 of the 20th percentile of
+    the mask's dE over the low threshold; clear: share of the rest under half the low threshold; parts: log2
+    of the components; contact: the mask's share of the overlap's outermost pixels; noise: in dE, at most 4;
+    size: log2 of the mask's share of the overlap.
     """
-    pixels = mask.astype(np.uint8)
     kernel = np.ones((3, 3), np.uint8)
-    solidity = 0.5 + 0.5 * float(cv2.erode(pixels, kernel).sum()) / float(pixels.sum())
-    separation = 1 - np.exp(-float(np.percentile(difference[mask], 20)) / low)
     rim = known & (cv2.erode(known.astype(np.uint8), kernel, borderValue=0) == 0)
-    inside = 1 - (float(mask[rim].mean()) if rim.any() else 0.0) / 4
-    shares = (separation, clear, 1 / (1 + components / 16), inside)
-    return float(solidity * np.prod(shares) ** 0.25 * (1 - evidence**4 / 2))
+    rest = known & ~mask
+    return np.array(
+        [
+            cv2.erode(mask.astype(np.uint8), kernel).sum() / mask.sum(),
+            np.log2(max(float(np.percentile(difference[mask], 20)) / low, 1e-3)),
+            (difference[rest] < low / 2).mean() if rest.any() else 0.0,
+            np.log2(components),
+            mask[rim].mean() if rim.any() else 0.0,
+            min(noise, 4.0),
+            np.log2(mask.sum() / known.sum()),
+        ]
+    )
+
+
+def local_confidence(evidence: NDArray[np.float64]) -> float:
+    """The IoU to expect of a local mask, 0..1: a logistic model of its evidence, fitted to made pairs."""
+    return float(1 / (1 + np.exp(-(CONFIDENCE_BIAS + CONFIDENCE_WEIGHTS @ evidence))))
 
 
 def known_area(overlap: Floats, size: tuple[int, int], work: tuple[int, int], border_px: int) -> Mask:
@@ -143,27 +154,29 @@ def known_area(overlap: Floats, size: tuple[int, int], work: tuple[int, int], bo
     return np.asarray(cv2.erode(known.astype(np.uint8), kernel) > 0)
 
 
-def lab_difference(before: RGB, after: Picture, blur_px: int) -> Difference:
+def lab_difference(before: RGB, after: RGB, blur_px: int) -> Difference:
     """dE between two aligned pictures that ignores movement by a pixel and re-sharpening.
 
     Distance in CIE Lab of each pixel to the range of the other picture's 3 x 3 neighbourhood, the larger
-    of both ways: an edge that moved a little stays within the range, new content does not.
+    of both ways: an edge that moved a little stays within the range, new content does not. Lab is of
+    8 bits (steps of 0.4 in L, 1 in a and b): a quarter of the time of floats, for masks as good.
     """
-    height, margin = before.shape[0], blur_px // 2 + 1
-    difference = np.empty(before.shape[:2], np.float32)
-    for top in range(0, height, BAND_ROWS):
-        first, last = max(0, top - margin), min(height, top + BAND_ROWS + margin)
-        one, other = _lab(before[first:last], blur_px), _lab(after[first:last], blur_px)
-        band = cv2.sqrt(cv2.max(_outside(one, other), _outside(other, one)))
-        difference[top : top + BAND_ROWS] = band[top - first : top - first + BAND_ROWS]
-    return difference
+    one, other = _lab(before, blur_px), _lab(after, blur_px)
+    return np.asarray(cv2.sqrt(cv2.max(_outside(one, other), _outside(other, one))), np.float32)
 
 
 def noise_level(difference: Difference, unchanged: Mask) -> float:
-    """Median dE of the unchanged pixels (of a grid of them, where there are many); 0 where there are none."""
+    """Typical dE of the unchanged pixels (of a grid of them, where there are many); 0 where there are none.
+
+    The mean of their lower three quarters, times 1.3, about the median: a median
+    itself would jump between the few values that 8-bit Lab has.
+    """
     step = max(1, max(difference.shape) // 320)
     values = difference[::step, ::step][unchanged[::step, ::step]]
-    return float(np.median(values)) if values.size else 0.0
+    if not values.size:
+        return 0.0
+    lower = (3 * values.size + 3) // 4
+    return 1.3 * float(np.partition(values, lower - 1)[:lower].mean())
 
 
 def hysteresis(difference: Difference, low: float, high: float) -> Mask:
@@ -176,14 +189,28 @@ def hysteresis(difference: Difference, low: float, high: float) -> Mask:
 
 
 def tighten(mask: Mask, difference: Difference) -> Mask:
-    """Without, within 3 px of the outline, pixels under 0.4 of the largest difference around them.
+    """Without, within 3 px of the outline, pixels under 0.28 of the largest difference around them.
 
-    Blur and neighbourhood ranges widen an edit; its true edge is where the difference is about half of
-    what it is inside.
+    Blur widens an edit: its middle is where the difference is half of what it is inside. What can be seen
+    of it ends further out.
     """
     kernel = np.ones((2 * OUTLINE_PX + 1, 2 * OUTLINE_PX + 1), np.uint8)
     inner = cv2.erode(mask.astype(np.uint8), kernel) > 0
     return np.asarray(mask & (inner | (difference >= OUTLINE_SHARE * cv2.dilate(difference, kernel))))
+
+
+def enlarged(mask: Mask, difference: Difference, low: float, size: Size) -> Mask:
+    """The mask at (width, height), its outline where the enlarged difference crosses the outline's level.
+
+    What is enlarged is how far each pixel lies above or below that level, not the mask's own steps.
+    """
+    if not mask.any():
+        return np.zeros((size[1], size[0]), bool)
+    kernel = np.ones((2 * OUTLINE_PX + 1, 2 * OUTLINE_PX + 1), np.uint8)
+    above = difference - np.maximum(OUTLINE_SHARE * cv2.dilate(difference, kernel), low)
+    above = np.where(mask, np.clip(above, low / 4, 2 * low), np.clip(above, -2 * low, -low / 4))
+    large = cv2.resize(above.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(large > 0)
 
 
 def opened_and_closed(mask: Mask, above_noise: Mask, open_px: int, close_px: int) -> Mask:
@@ -216,20 +243,18 @@ def continued(mask: Mask, known: Mask, border: Mask) -> Mask:
     return np.where(border, changed.take(np.asarray(nearest)), mask)
 
 
-def _lab(picture: NDArray[Any], blur_px: int) -> NDArray[np.float32]:
+def _lab(picture: RGB, blur_px: int) -> RGB:
     if blur_px > 1:
-        picture = cv2.GaussianBlur(picture, (blur_px, blur_px), 0)
-    return lab(picture)
+        picture = np.asarray(cv2.GaussianBlur(picture, (blur_px, blur_px), 0), np.uint8)
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB), np.uint8)
 
 
-def _outside(one: NDArray[np.float32], other: NDArray[np.float32]) -> Difference:
-    """Squared distance (H, W) of each pixel to the other picture's range around it."""
+def _outside(one: RGB, other: RGB) -> Difference:
+    """Squared dE (H, W) of each pixel to the other picture's range around it, both 8-bit Lab."""
     kernel = np.ones((3, 3), np.uint8)
-    within = cv2.min(cv2.max(one, cv2.erode(other, kernel)), cv2.dilate(other, kernel))
-    distance = cv2.subtract(one, within)
-    return np.asarray(
-        cv2.transform(cv2.multiply(distance, distance), np.ones((1, 3), np.float32)), np.float32
-    )
+    above = cv2.subtract(one, cv2.dilate(other, kernel))
+    distance = cv2.add(above, cv2.subtract(cv2.erode(other, kernel), one)).astype(np.float32)
+    return np.asarray(cv2.transform(cv2.multiply(distance, distance), LAB_WEIGHTS), np.float32)
 
 
 def _disc(px: int) -> NDArray[np.uint8]:

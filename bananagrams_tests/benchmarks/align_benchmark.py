@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ from bananagrams_assets.config import AlignSettings
 from bananagrams_assets.vision.align import WEIGHTS, align, attempts
 from bananagrams_assets.vision.geometry import Floats, frame, project
 from bananagrams_assets.vision.images import RGB
-from bananagrams_tests.benchmarks.align_pairs import HARD, PHOTOS, PLAN, USUAL, Made, pairs, photographs
+from bananagrams_tests.benchmarks.align_pairs import HARD, PLAN, USUAL, Made, pairs, photographs
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIDE_PX = 1024
@@ -62,7 +62,7 @@ def corner_error(found: Floats, made: Made) -> float:
         return float("inf")
     corners = frame((made.after.shape[1], made.after.shape[0]))
     distance = np.linalg.norm(project(found, corners) - project(made.truth, corners), axis=1)
-    return float(distance.max()) * 1024 / max(made.before.shape)
+    return float(distance.max() * 1024 / max(made.before.shape))
 
 
 def aligned(paths: Sequence[Path], number: int, plan: dict[str, Sequence[float]]) -> list[Row]:
@@ -96,7 +96,7 @@ def quantiles(errors: Sequence[float]) -> str:
     )
 
 
-def accuracy(rows: Sequence[Row]) -> str:
+def accuracy(rows: list[Row]) -> str:
     lines = [
         f"{'kind':18}strength  pairs  accepted    median       90%       95%   largest  over 4  over 8    ms"
     ]
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--half", choices=("even", "odd"), default="odd", help="photographs, by place")
     parser.add_argument("--every", type=int, default=1, help="take every nth photograph of that half")
     parser.add_argument("--pairs", type=int, default=20, help="pairs to time at each size")
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photographs")
+    parser.add_argument("--photos", type=Path, help="folder of photographs; default: the packaged ones")
     chosen = parser.parse_args()
     if any(os.environ.get(variable) != "1" for variable in ONE_THREAD):
         # numpy reads these when it is imported: start again with them.
@@ -249,13 +249,14 @@ def main() -> None:
         for line in speed(paths, chosen.pairs):
             print(line, flush=True)
         return
-    job, plan = (aligned, PLAN) if chosen.what == "accuracy" else (evidence, HARD)
+    print(f"{len(numbers)} photographs of {half} place, {SIDE_PX} px", flush=True)
     with ProcessPoolExecutor(2) as pool:
-        found = list(
-            chain.from_iterable(pool.map(job, *zip(*((paths, n, plan) for n in numbers), strict=True)))
-        )
-    print(f"{len(numbers)} photographs of {half} place, {SIDE_PX} px, {len(found)} pairs or fits")
-    print(accuracy(found) if chosen.what == "accuracy" else refitted(found))
+        if chosen.what == "accuracy":
+            rows = pool.map(aligned, repeat(paths), numbers, repeat(PLAN))
+            print(accuracy(list(chain.from_iterable(rows))))
+        else:
+            seen = pool.map(evidence, repeat(paths), numbers, repeat(HARD))
+            print(refitted(list(chain.from_iterable(seen))))
 
 
 if __name__ == "__main__":

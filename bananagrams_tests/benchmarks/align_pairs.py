@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 
 from bananagrams_assets.sample import editor, filters
-from bananagrams_assets.sample.edits import Invisible, make_edit
+from bananagrams_assets.sample.edits import make_edit
 from bananagrams_assets.sample.photos import folder_photos, packaged_photos, read_photo
+from bananagrams_assets.sample.visible import Invisible
 from bananagrams_assets.vision.geometry import Floats, Size, resizing
 from bananagrams_assets.vision.images import RGB, decode, encode_jpeg, resize
 
-PHOTOS = Path("photos")
 LOCAL = ("add", "remove", "replace", "recolor", "region material", "add text", "region scene", "keep object")
 GLOBAL = ("tone", "vintage", "lighting", "season", "weather", "sketch")
 GRAIN = 1.5
@@ -39,14 +39,10 @@ class Made:
     model: str = "homography"
 
 
-def photographs(half: str, folder: Path = PHOTOS) -> list[Path]:
+def photographs(half: str, folder: Path | None = None) -> list[Path]:
     """The photographs of `folder` by name, those of `even` or `odd` place; without it the packaged ones."""
-    if folder.is_dir():
-        found = sorted(photo.path for photo in folder_photos(folder, lambda message: None))
-        found = [path for path in found if path.suffix == ".jpg"]
-    else:
-        found = [photo.path for photo in packaged_photos()]
-    return found[half == "odd" :: 2]
+    photos = folder_photos(folder, lambda message: None) if folder else packaged_photos()
+    return [photo.path for photo in photos][half == "odd" :: 2]
 
 
 def pairs(
@@ -79,7 +75,7 @@ def _at_side(picture: RGB, side_px: int) -> RGB:
 
 
 def _bytes(picture: Any) -> RGB:
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(picture), 0, 255), np.uint8)
 
 
 def _shift(x: float, y: float) -> Floats:
@@ -233,7 +229,7 @@ def _strip(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) 
 
 
 def _model(name: str) -> Maker:
-    """Geometry of exactly one model, then the editor's redrawing without geometry of its own."""
+    """Geometry of exactly one model, then another tone and grain."""
 
     def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
         width, height = _size(picture)
@@ -244,12 +240,9 @@ def _model(name: str) -> Maker:
             move[:2, :2] = np.diag(zoom)
             move[:2, 2] = rng.uniform(0, 1, 2) * (1 - zoom) * [width, height]
         if name in ("affine", "homography"):
-            move[:2, :2] = (
-                move[:2, :2]
-                @ cv2.Rodrigues(np.array([0, 0, np.deg2rad(rng.choice([-1, 1]) * rng.uniform(0.4, 2))]))[0][
-                    :2, :2
-                ]
-            )
+            angle = np.deg2rad(rng.choice([-1, 1]) * rng.uniform(0.4, 2))
+            turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+            move[:2, :2] = move[:2, :2] @ np.array(turn)
         if name == "homography":
             move[2, :2] = rng.choice([-1, 1], 2) * rng.uniform(0.01, 0.04, 2) / max(width, height)
         truth = move @ resizing(size, (width, height))
@@ -261,9 +254,8 @@ def _model(name: str) -> Maker:
             flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REFLECT_101,
         )
-        if strength > 0:
-            after = editor._resynthesise(after.astype(np.float32), strength, rng)
-        return picture, after, truth
+        grain = rng.standard_normal(after.shape, dtype=np.float32)
+        return picture, _bytes(after * (1 + 0.1 * strength) + 6 * strength * grain), truth
 
     return make
 

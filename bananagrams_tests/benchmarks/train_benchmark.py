@@ -3,24 +3,32 @@
 python -m bananagrams_tests.benchmarks.train_benchmark [--encoder resnet50] [--side 128] [--batch 8]
 
 Both train the same network on the same batch, in turn, so that whatever else the machine does hits both
-alike. No weights are needed: their values do not change what a step costs.
+alike. No weights are needed: their values do not change what a step costs. Where there is a GPU, our steps
+are compiled, and images/s, the share of the GPU's bfloat16 rate and of its time spent waiting for batches
+loaded from shards are printed too.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bananagrams_assets.config import Profile
+from bananagrams_assets.learn.dataset import Batch, Steps, TrainingSet, loader, open_split
 from bananagrams_assets.learn.losses import mask_loss
 from bananagrams_assets.learn.network import MaskNet
-from bananagrams_assets.learn.optimize import autocast_precision, make_optimizer
+from bananagrams_assets.learn.optimize import autocast_precision, compiles, make_optimizer
 from bananagrams_assets.profiles import load_profile
+
+from .loader_benchmark import make_shard
 
 WORDS = (
     "Make the cup red",
@@ -28,40 +36,43 @@ WORDS = (
     "Write HELLO at the top",
     "Turn the left half blue",
 )
+PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+"""Dense bfloat16 rates of NVIDIA's data sheets, in operations/s, by a part of the device's name."""
 
 
-def plain_step(profile: Profile, device: torch.device, batch: int) -> Callable[[], None]:
+def plain_step(profile: Profile, device: torch.device) -> Callable[[Batch], None]:
     """One step as a straightforward loop does it."""
     net = MaskNet(profile.model, fetch=False).to(device).train()
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, foreach=False, fused=False)
-    pictures, mask, known = make_batch(profile.train.side_px, batch, device)
-    texts = [WORDS[i % len(WORDS)] for i in range(batch)]
 
-    def step() -> None:
+    def step(batch: Batch) -> None:
+        pictures, mask, known = (plane.to(device) for plane in (batch.pictures, batch.mask, batch.known))
         net.text._cache.clear()
         optimizer.zero_grad()
-        mask_loss(net(pictures, texts), mask, known).backward()  # type: ignore[no-untyped-call]
+        logits = net(pictures.contiguous(), batch.texts)
+        mask_loss(logits, mask / 255, known).mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
 
     return step
 
 
-def our_step(profile: Profile, device: torch.device, batch: int) -> Callable[[], None]:
+def our_step(profile: Profile, device: torch.device) -> Callable[[Batch], None]:
     """One step as bananagrams_assets.learn.train does it."""
     net = MaskNet(profile.model, fetch=False)
     net.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(net, profile.train)
-    pictures, mask, known = make_batch(profile.train.side_px, batch, device)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    texts = [WORDS[i % len(WORDS)] for i in range(batch)]
     precision = autocast_precision(profile.train, device, print)
+    if compiles(profile.train, device):
+        for part in (net.image, net.fusion, net.decoder):
+            part.compile()
 
-    def step() -> None:
+    def step(batch: Batch) -> None:
+        batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = net(pictures, texts)
-        loss = mask_loss(logits, mask, known)
+            logits = net(batch.pictures, batch.texts)
+        loss = mask_loss(logits, batch.mask / 255, batch.known).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -70,14 +81,56 @@ def our_step(profile: Profile, device: torch.device, batch: int) -> Callable[[],
     return step
 
 
-def make_batch(
-    side: int, batch: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_batch(side: int, batch: int) -> Batch:
     """Random pictures, and masks that are all known."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
-    mask = torch.randint(0, 2, (batch, 1, side, side), dtype=torch.uint8, generator=generator)
-    return pictures.to(device), mask.to(device), torch.ones_like(mask, device=device)
+    mask = torch.randint(0, 2, (batch, 1, side, side), dtype=torch.uint8, generator=generator) * 255
+    texts = [WORDS[i % len(WORDS)] for i in range(batch)]
+    return Batch(texts, texts, pictures, mask, torch.ones_like(mask), torch.ones(batch))
+
+
+def seconds_of(step: Callable[[Batch], None], batch: Batch, device: torch.device) -> float:
+    """What one step takes, the device's work included."""
+    start = time.perf_counter()
+    step(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def flops_of(profile: Profile, batch: Batch) -> int:
+    """Floating-point operations of a step, forward and backward, counted by PyTorch, for one sample."""
+    net = MaskNet(profile.model, fetch=False)
+    one = next(batch.parts(len(batch.keys)))
+    with FlopCounterMode(display=False) as counter:
+        net.eval()(one.pictures, one.texts).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def from_shards(
+    profile: Profile, step: Callable[[Batch], None], steps: int, device: torch.device
+) -> tuple[float, float]:
+    """Images/s of our steps on batches loaded from a shard, and the share of time spent waiting for them."""
+    settings = profile.train
+    with tempfile.TemporaryDirectory() as name:
+        store = make_shard(Path(name), 512, settings.side_px)
+        with open_split(store, "train") as split:
+            data = TrainingSet(split, settings.side_px, settings.augment, 0, cache=False)
+            order = Steps(len(split), settings.batch_size, 0, 0, steps + 5)
+            batches: Iterable[Batch] = loader(data, order, settings.workers, device.type == "cuda")
+            waited, start, asked = 0.0, time.perf_counter(), time.perf_counter()
+            for number, batch in enumerate(batches):
+                if number == 5:  # the loader has filled its queue, the step is compiled
+                    waited, start = 0.0, time.perf_counter()
+                else:
+                    waited += time.perf_counter() - asked
+                step(batch)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                asked = time.perf_counter()
+    total = time.perf_counter() - start
+    return steps * settings.batch_size / total, waited / total
 
 
 def main() -> None:
@@ -90,6 +143,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=12)
+    parser.add_argument("--shards", action="store_true", help="also measure steps on batches from shards")
     arguments = parser.parse_args()
     settings = {
         "model.image_encoder": arguments.encoder,
@@ -98,29 +153,37 @@ def main() -> None:
         "model.text_weights": "none",
         "model.text_context": 77,
         "train.side_px": arguments.side,
+        "train.batch_size": arguments.batch,
+        "train.workers": arguments.workers,
         "train.precision": "bfloat16",
     }
     profile = load_profile("pico-banana", settings).profile
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    steps = {
-        "plain": plain_step(profile, device, arguments.batch),
-        "ours": our_step(profile, device, arguments.batch),
-    }
+    batch = make_batch(arguments.side, arguments.batch)
+    steps = {"plain": plain_step(profile, device), "ours": our_step(profile, device)}
+    warm = 3 if device.type == "cuda" else 1
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(arguments.steps + 1):
+    for turn in range(arguments.steps + warm):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first of each warms up
-                seconds[name].append(time.perf_counter() - start)
+            took = seconds_of(step, batch, device)
+            if turn >= warm:
+                seconds[name].append(took)
     plain, ours = (statistics.median(seconds[name]) for name in steps)
     print(
         f"{arguments.encoder} {arguments.side} px, batch {arguments.batch}, {device}: plain {plain:.3f} s, "
-        f"ours {ours:.3f} s a step; {plain / ours:.2f} times as fast (median of {arguments.steps}, in turn)"
+        f"ours {ours:.3f} s a step; {plain / ours:.2f} times as fast (median of {arguments.steps}, in turn); "
+        f"{arguments.batch / ours:.0f} images/s"
     )
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        rate = flops_of(profile, batch) * arguments.batch / ours
+        peak = next((value for part, value in PEAK_BF16.items() if part in name), None)
+        share = f", {rate / peak:.0%} of its bf16 peak" if peak else ""
+        print(f"{name}: {rate / 1e12:.0f} Tflop/s{share}")
+    if arguments.shards or device.type == "cuda":
+        speed, idle = from_shards(profile, steps["ours"], max(20, arguments.steps), device)
+        print(f"from shards: {speed:.0f} images/s, {idle:.0%} of the time waiting for the loader")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bananagrams_assets.config import AugmentSettings
-from bananagrams_assets.learn.augment import Plane, augment, mirror_words, names_a_place, quotes
+from bananagrams_assets.learn.augment import Plane, augment, can_mirror, mirror_words, names_a_place
 
 FLIP = AugmentSettings(flip=1, crop=0, color=0, blur=0)
 CROP = AugmentSettings(flip=0, crop=0.5, color=0, blur=0)
@@ -50,17 +50,36 @@ def test_a_flip_mirrors_picture_mask_known_and_words_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['Write "left" on the sign', "Change \u2018OPEN\u2019 to shut", "say 'stop'"]
+    "text",
+    [
+        'Change "left" to "right"',
+        "Change \u2018OPEN\u2019 to shut",
+        "make it 'stop'",
+        "Write HELLO at the top",
+        "Make the text in the top left red",
+        "Change the sign to read OPEN",
+        "Remove what is left of the cake",
+        "Fix the lamp right above the table",
+        "Take away the leftovers",
+    ],
 )
-def test_quoted_lettering_is_not_mirrored(text: str) -> None:
+def test_lettering_and_words_that_are_no_sides_are_not_mirrored(text: str) -> None:
     picture, mask, known = planes()
     same = augment(picture, mask, known, text, FLIP, np.random.default_rng(0))
     assert np.array_equal(same[0], picture)
     assert same[3] == text
 
 
-def test_an_apostrophe_is_no_quotation() -> None:
-    assert not quotes("Make the dog's collar red and the cats' tails blue")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Make the dog's collar red and the cats' tails blue",
+        "Tint the left half of the signal tower",
+        "Remove the dog that is left of the door",
+    ],
+)
+def test_sides_and_apostrophes_may_be_mirrored(text: str) -> None:
+    assert can_mirror(text)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +104,31 @@ def test_a_crop_cuts_picture_and_mask_at_the_same_place() -> None:
         assert known.all()
         disagree = (cut[..., 0] >= 128) != cut_mask.astype(bool)
         assert disagree.mean() < 0.05  # interpolated edges only
+
+
+@given(
+    st.integers(0, 60), st.integers(0, 60), st.integers(4, 64), st.integers(4, 64), st.integers(0, 2**32 - 1)
+)
+def test_a_crop_never_cuts_off_what_is_edited(
+    top: int, left: int, height: int, width: int, seed: int
+) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[top : top + height, left : left + width] = 255
+    picture = np.repeat(mask[..., None], 3, 2)
+    _, cut, _, _ = augment(
+        picture, mask, np.ones_like(mask), "Remove the dog.", CROP, np.random.default_rng(seed)
+    )
+    shown = mask.any(1).sum() * mask.any(0).sum()
+    # A crop enlarges: what fits in the window grows, and what does not fill it all.
+    assert cut.sum() / 255 >= 0.8 * min(shown, 32 * 32)
+
+
+def test_dropped_words_leave_an_empty_instruction() -> None:
+    picture, mask, known = planes()
+    settings = AugmentSettings(flip=0, crop=0, color=0, blur=0, drop_words=1)
+    same = augment(picture, mask, known, "Tint the left half.", settings, np.random.default_rng(0))
+    assert same[3] == ""
+    assert np.array_equal(same[1], mask)
 
 
 def test_colour_changes_the_picture_alone() -> None:

@@ -17,7 +17,7 @@ def test_unknown_pixels_change_neither_loss_nor_gradient() -> None:
     other[..., 4:] = 1 - other[..., 4:]
     first, second = mask_loss(logits, truth, known), mask_loss(logits, other, known)
     assert torch.equal(first, second)
-    first.backward()  # type: ignore[no-untyped-call]
+    first.sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert not logits.grad[..., 4:].any()
     assert logits.grad[..., :4].all()
@@ -47,6 +47,23 @@ def test_an_empty_truth_rewards_an_empty_prediction() -> None:
 
 def test_nothing_known_gives_no_loss_and_no_gradient() -> None:
     logits = torch.randn(1, 1, 4, 4, requires_grad=True)
-    mask_loss(logits, torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).backward()  # type: ignore[no-untyped-call]
+    mask_loss(logits, torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_half_edited_pixels_are_best_predicted_as_one_half() -> None:
+    truth, ones = torch.full((1, 1, 4, 4), 0.5), torch.ones(1, 1, 4, 4)
+    logits = torch.linspace(-3, 3, 61)
+    losses = [mask_loss(torch.full((1, 1, 4, 4), float(x)), truth, ones).item() for x in logits]
+    assert abs(logits[min(range(61), key=losses.__getitem__)]) < 0.11
+
+
+def test_a_picture_has_the_same_loss_whatever_else_is_in_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 1, 8, 8, generator=generator)
+    truth, known = (torch.rand(3, 1, 8, 8, generator=generator) > 0.5 for _ in range(2))
+    together = mask_loss(logits, truth, known)
+    assert together.shape == (3,)
+    alone = torch.cat([mask_loss(logits[i : i + 1], truth[i : i + 1], known[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone)

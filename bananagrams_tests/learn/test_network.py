@@ -87,6 +87,13 @@ def test_unknown_encoder_is_named_with_those_that_exist() -> None:
         load_resnet("vgg16", "none")
 
 
+def test_the_smallest_encoder_has_one_block_a_stage_and_no_published_weights() -> None:
+    net = load_resnet("resnet10", "none")
+    assert [len(stage) for stage in (net.layer1, net.layer2, net.layer3, net.layer4)] == [1, 1, 1, 1]
+    with pytest.raises(WeightsError, match="nobody publishes weights of resnet10"):
+        load_resnet("resnet10", "pretrained")
+
+
 def test_local_weights_are_used(tmp_path) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(1)
     source = torchvision.models.resnet18()

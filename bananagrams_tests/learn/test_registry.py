@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.learn import registry
+from bananagrams_assets.learn.compare import Scored
 from bananagrams_assets.learn.registry import RegistryError
 
 from .tiny import profile
@@ -27,7 +31,22 @@ def settings(request: pytest.FixtureRequest) -> Profile:
     return profile(mlflow__registered_model=request.node.name.replace("[", "-").strip("]"))
 
 
-def add(uri: str, settings: Profile, score: float | str, **tags: str) -> str:
+def samples(mean: float, dataset: str = "d1", photographs: int = 40, seed: int = 0) -> Scored:
+    """Two samples of each photograph, their IoUs about `mean`, the same photographs hard for all."""
+    hardness = np.random.default_rng(7).normal(0, 0.1, photographs)
+    noise = np.random.default_rng(seed).normal(0, 0.01, (photographs, 2))
+    found = {
+        f"s-{i:03d}-{j}": (f"photo-{i}", float(np.clip(mean + hardness[i] + noise[i, j], 0, 1)))
+        for i in range(photographs)
+        for j in range(2)
+    }
+    return Scored("test", dataset, found)
+
+
+def add(
+    uri: str, settings: Profile, score: float | str, own: Scored | None = None, rival: Scored | None = None,
+    **tags: str,
+) -> str:  # fmt: skip
     """Register a version with these figures, as a training does."""
     import mlflow
 
@@ -36,9 +55,19 @@ def add(uri: str, settings: Profile, score: float | str, **tags: str) -> str:
     name = settings.mlflow.registered_model
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    figures = {"dev_iou": str(score), "baseline_iou": "0.3", "dev_dataset": "d1", **tags}
+    log = registry.RunLog(uri, run_id)
+    for file, scored in ((registry.SAMPLES, own), (registry.CHAMPION_SAMPLES, rival)):
+        if scored:
+            log.file(file, json.dumps(scored.as_json()).encode())
+    figures = {"dev_iou": str(score), "baseline_iou": "0.3", **tags}
     source = client.get_run(run_id).info.artifact_uri
     return str(client.create_model_version(name, source, run_id, tags=figures).version)
+
+
+def tags_of(uri: str, settings: Profile, version: str) -> dict[str, Any]:
+    import mlflow
+
+    return dict(mlflow.MlflowClient(uri).get_model_version(settings.mlflow.registered_model, version).tags)
 
 
 def test_a_run_is_started_beside_its_database_and_ends_once(uri: str, settings: Profile) -> None:
@@ -83,18 +112,54 @@ def test_a_model_below_its_baselines_is_not_promoted(uri: str, settings: Profile
     assert registry.find(uri, settings, "champion") is None
 
 
-def test_the_better_of_two_is_champion_and_the_other_stays_as_previous(uri: str, settings: Profile) -> None:
-    first, second, third = (add(uri, settings, score) for score in (0.5, 0.6, 0.55))
+def test_a_clear_gain_makes_the_challenger_champion_and_the_other_previous(
+    uri: str, settings: Profile
+) -> None:
+    first = add(uri, settings, 0.5, samples(0.5))
+    second = add(uri, settings, 0.6, samples(0.6, seed=1))
     assert registry.promote(uri, settings, first).moved
     promotion = registry.promote(uri, settings, int(second))
-    assert promotion == registry.Promotion(
-        True, "version 2 is the champion: dev IoU 0.600 (best trivial 0.300, version 1 0.500)", second, first
-    )
-    refused = registry.promote(uri, settings, third)
-    assert (refused.moved, refused.champion_version, refused.previous_version) == (False, second, first)
-    assert refused.reason == "version 3 stays challenger: dev IoU 0.550, champion version 2 has 0.600"
+    assert (promotion.moved, promotion.champion_version, promotion.previous_version) == (True, second, first)
+    assert promotion.gain is not None
+    assert 0.09 < promotion.gain.low < 0.1 < promotion.gain.high < 0.11
+    assert promotion.reason.startswith("version 2 is the champion: test mean IoU 0.")
+    assert "over 40 photographs" in promotion.reason
     assert registry.find(uri, settings, "champion") == second
     assert registry.find(uri, settings, "previous") == first
+    assert tags_of(uri, settings, second)["decision"] == promotion.reason
+    assert tags_of(uri, settings, second)["gain_interval"].startswith("0.09")
+
+
+def test_a_gain_within_its_interval_moves_nothing_and_says_so_on_the_version(
+    uri: str, settings: Profile
+) -> None:
+    champion = add(uri, settings, 0.5, samples(0.5))
+    assert registry.promote(uri, settings, champion).moved
+    for mean, dev_iou in ((0.5001, 0.9), (0.4, 0.9)):  # by dev alone it would be the better one
+        version = add(uri, settings, dev_iou, samples(mean, seed=2))
+        refused = registry.promote(uri, settings, version)
+        assert (refused.moved, refused.champion_version) == (False, champion)
+        assert refused.reason.endswith("not above zero")
+        assert tags_of(uri, settings, version)["decision"] == refused.reason
+
+
+def test_the_way_back_restores_the_previous_champion_and_keeps_the_other_out(
+    uri: str, settings: Profile
+) -> None:
+    first, second = add(uri, settings, 0.5, samples(0.5)), add(uri, settings, 0.6, samples(0.6))
+    registry.promote(uri, settings, first)
+    with pytest.raises(RegistryError, match="no previous champion to go back to"):
+        registry.go_back(uri, settings)
+    registry.promote(uri, settings, second)
+    back = registry.go_back(uri, settings)
+    assert (back.champion_version, back.previous_version) == (first, second)
+    assert registry.find(uri, settings, "champion") == first
+    again = registry.promote(uri, settings, second)
+    assert not again.moved
+    assert "it was taken back at" in again.reason
+    forth = registry.go_back(uri, settings)
+    assert (forth.champion_version, forth.previous_version) == (second, first)
+    assert "withdrawn" not in tags_of(uri, settings, second)
 
 
 def test_the_champion_is_not_promoted_twice(uri: str, settings: Profile) -> None:
@@ -105,14 +170,59 @@ def test_the_champion_is_not_promoted_twice(uri: str, settings: Profile) -> None
     assert again.reason == "version 1 is the champion already"
 
 
-def test_figures_of_different_datasets_are_never_compared(uri: str, settings: Profile) -> None:
-    old = add(uri, settings, 0.9)
+def test_scores_on_different_samples_are_never_compared(uri: str, settings: Profile) -> None:
+    old = add(uri, settings, 0.9, samples(0.5))
     assert registry.promote(uri, settings, old).moved
-    unknown = registry.promote(uri, settings, add(uri, settings, 0.6, dev_dataset="d2"))
+    unknown = registry.promote(uri, settings, add(uri, settings, 0.6, samples(0.6, "d2")))
     assert not unknown.moved
-    assert "was not scored on this dataset" in unknown.reason
-    scored = {"dev_dataset": "d2", "champion_version": old, "champion_dev_iou": "0.55"}
-    assert registry.promote(uri, settings, add(uri, settings, 0.6, **scored)).moved
+    assert "was not scored on these samples" in unknown.reason
+    other_champion = add(uri, settings, 0.6, samples(0.6, "d2"), samples(0.5, "d2"), champion_version="77")
+    assert not registry.promote(uri, settings, other_champion).moved
+    scored = add(uri, settings, 0.6, samples(0.6, "d2"), samples(0.5, "d2"), champion_version=old)
+    assert registry.promote(uri, settings, scored).moved
+
+
+def test_metrics_wait_for_a_server_that_is_away(
+    uri: str, settings: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    run_id, _ = registry.start_run(uri, settings, {})
+    monkeypatch.setattr(registry, "FLUSH_S", 0.0)
+    real = mlflow.MlflowClient.log_batch
+    with registry.RunLog(uri, run_id) as log:
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *given, **named: 1 / 0)
+        log.metrics({"loss": 1.0}, 1)
+        log.metrics({"loss": 0.5}, 2)
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", real)
+    assert "2 figures wait" in capsys.readouterr().out
+    history = mlflow.MlflowClient(uri).get_metric_history(run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_run_that_is_gone_is_not_reopened(uri: str, settings: Profile) -> None:
+    import mlflow
+
+    run_id, url = registry.start_run(uri, settings, {})
+    registry.end_run(uri, run_id, "FAILED")
+    assert registry.reopen_run(uri, settings, run_id) == url
+    assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "RUNNING"
+    mlflow.MlflowClient(uri).delete_run(run_id)
+    assert registry.reopen_run(uri, settings, run_id) is None
+    assert registry.reopen_run(uri, settings, "0" * 32) is None
+
+
+def test_a_run_carries_the_code_it_came_from(uri: str, settings: Profile) -> None:
+    import mlflow
+
+    run_id, _ = registry.start_run(uri, settings, {})
+    tags = mlflow.MlflowClient(uri).get_run(run_id).data.tags
+    folder = Path(registry.__file__).parent
+    head = subprocess.run(
+        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    assert tags.get("mlflow.source.git.commit") == (head.stdout.strip() or None)
+    assert tags["bananagrams_version"]
 
 
 def test_a_version_of_unknown_origin_or_none_is_an_error(uri: str, settings: Profile) -> None:

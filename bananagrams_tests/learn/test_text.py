@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from bananagrams_assets.config import ModelSettings
-from bananagrams_assets.learn import text as text_module
 from bananagrams_assets.learn.text import RandomTokens, TextTower, build_text_encoder, until_last
 from bananagrams_assets.learn.weights import WeightsError
 
@@ -62,8 +61,8 @@ def test_each_distinct_instruction_is_computed_once(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_full_cache_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_module, "CACHE_BYTES", 1)
     encoder = build_text_encoder(profile().model)
+    encoder.cache_bytes = 1
     expected, _ = encoder(["a", "b"])
     again, _ = encoder(["a", "b"])
     assert torch.equal(expected, again)
@@ -91,14 +90,29 @@ def test_a_frozen_tower_survives_half_precision_unchanged(frozen: TextTower) -> 
         assert torch.equal(value.half().float(), value)
 
 
-def test_an_unfrozen_tower_learns_and_caches_nothing() -> None:
-    encoder = build_text_encoder(tower(freeze_text=False))
+def test_features_do_not_depend_on_what_else_is_new_nor_on_autocast(frozen: TextTower) -> None:
+    texts = ["a red cat", "remove the dog on the left", "cat", "write hello at the top"]
+    frozen._cache.clear()
+    together, mask = frozen(texts)
+    for i, text in enumerate(texts):
+        frozen._cache.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            alone, _ = frozen([text])
+        assert torch.equal(alone[0], together[i][mask[i]])
+
+
+def test_the_last_layers_of_a_tower_learn_alone_and_nothing_is_cached() -> None:
+    encoder = build_text_encoder(tower(train_text_layers=2))
     assert isinstance(encoder, TextTower)
-    features, _ = encoder(["cat", "a dog"])
+    features, _ = encoder.train()(["cat", "a dog"])
     features.sum().backward()
-    weight = next(encoder.tower.parameters())
-    assert weight.grad is not None
+    layers = encoder.tower.transformer.resblocks  # type: ignore[union-attr]
+    assert all(p.grad is not None for layer in layers[-2:] for p in layer.parameters())  # type: ignore[index]
+    assert not any(p.requires_grad for layer in layers[:-2] for p in layer.parameters())  # type: ignore[index]
+    assert not encoder.tower.token_embedding.weight.requires_grad  # type: ignore[union-attr]
     assert not encoder._cache
+    with pytest.raises(WeightsError, match=r"ViT-S-32-alt has \d+ layers, 40 cannot train"):
+        build_text_encoder(tower(train_text_layers=40))
 
 
 def test_tower_weights_come_from_a_local_file(frozen: TextTower, tmp_path: Path) -> None:
@@ -127,16 +141,20 @@ def test_unknown_names_say_what_is_allowed() -> None:
         build_text_encoder(ModelSettings(text_encoder=PUBLISHED, text_weights="laion9b"))
 
 
-def test_tower_weights_without_network_name_the_three_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    import open_clip.factory
+def test_tower_weights_without_network_name_the_three_choices_without_retries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
 
-    def refuse(*args: object, **options: object) -> str:
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", refuse)
+    asked: list[object] = []
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("time.sleep", asked.append)  # a retry would wait
     with pytest.raises(WeightsError) as raised:
         build_text_encoder(ModelSettings(text_encoder=PUBLISHED, text_weights="openai"))
     message = str(raised.value)
     assert "\n" not in message
     for part in ("openai on a machine with network", "PATH of a local file", "model.text_weights: none"):
         assert part in message
+    assert not asked
+    assert not constants.HF_HUB_OFFLINE

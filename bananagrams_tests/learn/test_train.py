@@ -6,10 +6,11 @@ import io
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from PIL import Image
 from safetensors.torch import load
 
 from bananagrams_assets.data.store import open_store
-from bananagrams_assets.learn import evaluate, launch, predict, registry, train
-from bananagrams_assets.learn.dataset import Batch, DatasetError
-from bananagrams_assets.learn.optimize import rate_factor, total_steps
-from bananagrams_assets.learn.process import Job, Place, read_job
-from bananagrams_assets.learn.train import TrainingError
+from bananagrams_assets.learn import checkpoint, evaluate, launch, predict, registry, train
+from bananagrams_assets.learn.dataset import Batch, DatasetError, TrainingSet, loader, open_split
+from bananagrams_assets.learn.losses import mask_loss
+from bananagrams_assets.learn.network import MaskNet
+from bananagrams_assets.learn.optimize import Average, rate_factor, total_steps
+from bananagrams_assets.learn.process import Job, Place, TrainingError, read_job
 
 from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile
 
@@ -173,16 +175,14 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_dataset(tmp_path)
-    monkeypatch.setattr(
-        train, "mask_loss", lambda logits, *others: logits.mean() * (float("nan") if logits.any() else 1)
-    )
+    monkeypatch.setattr(train, "mask_loss", lambda logits, *others: logits.mean((1, 2, 3)) * float("nan"))
     with pytest.raises(TrainingError, match=r"loss of step 1 is nan: .*train-0\d\d 'Tint the \w+ half\.'"):
         run(make_job(tmp_path))
 
 
 def test_check_finite_lets_numbers_pass() -> None:
     empty = torch.zeros(1, 1, 1, 1)
-    train.check_finite(torch.tensor(1.0), Batch(["k"], ["t"], empty, empty, empty), 1)
+    train.check_finite(torch.tensor(1.0), Batch(["k"], ["t"], empty, empty, empty, empty), 1)
 
 
 def test_nothing_to_train_on_is_said_at_once(tmp_path: Path) -> None:
@@ -232,7 +232,9 @@ def test_two_processes_train_together_on_an_odd_dataset(tmp_path: Path) -> None:
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path: Path) -> None:
     make_dataset(tmp_path)
-    with pytest.raises(TrainingError, match="batch_size 8 must be a multiple of the 3 devices"):
+    with pytest.raises(
+        TrainingError, match=r"batch_size 8 must be a multiple of the 3 devices times train.accumulate 1"
+    ):
         train.train(read_job(make_job(tmp_path)), Place(0, 3, torch.device("cpu")), print)
 
 
@@ -249,3 +251,192 @@ def test_the_learning_rate_rises_then_follows_its_schedule(scheduler: str) -> No
 def test_steps_cover_the_epochs_unless_limited() -> None:
     assert total_steps(33, profile(train__epochs=2, train__max_steps=None).train) == 9
     assert total_steps(33, profile(train__epochs=2).train) == 4
+
+
+def losses_of(job: Path) -> list[float]:
+    read = read_job(job)
+    import mlflow
+
+    history = mlflow.MlflowClient(read.tracking_uri).get_metric_history(read.mlflow_run_id, "loss")
+    return [point.value for point in sorted(history, key=lambda point: point.step)]
+
+
+def launched(job: Path, processes: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = (
+        launch.command(job, processes)
+        if processes > 1
+        else [sys.executable, "-m", "bananagrams_assets.learn.train", "--job", str(job)]
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+
+
+TOGETHER: dict[str, Any] = {"train__max_steps": 20, "train__epochs": 20, "train__log_every_steps": 1,
+                            "train__evaluate_every_steps": 20,
+                            "train__checkpoint_every_steps": 20,
+                            "train__optimizer": "sgd", "train__learning_rate": 0.001,
+                            "train__side_px": 64}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does_with_the_same_batch(tmp_path: Path) -> None:
+    # 13 samples in shards of 6 and 7, so that the processes' shares are uneven in every epoch. SGD, since
+    # Adam divides by the size of a gradient, and where that is zero but for rounding, steps by the rounding.
+    make_dataset(tmp_path, {"train": 13, "dev": 5})
+    jobs = [make_job(tmp_path, **TOGETHER) for _ in range(2)]
+    for job, processes in zip(jobs, (1, 2), strict=True):
+        done = launched(job, processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+    alone, together = map(losses_of, jobs)
+    assert len(alone) == 20
+    apart = [abs(a - b) for a, b in zip(alone, together, strict=True)]
+    assert apart[0] < 1e-6
+    assert max(apart) < 1e-4, apart
+
+
+KILLED: dict[str, Any] = {"train__max_steps": 24, "train__epochs": 20, "train__log_every_steps": 1,
+                          "train__evaluate_every_steps": 7, "train__checkpoint_every_steps": 3,
+                          "train__ema_decay": 0.9, "train__accumulate": 2,
+                          "model__fusion__dropout": 0.1}  # fmt: skip
+TOWER: dict[str, Any] = {"model__text_encoder": "ViT-S-32-alt", "model__text_weights": "none"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoder", "lives"), [({}, (5, 11)), (TOWER, (8,))])
+def test_a_killed_run_resumed_ends_with_the_same_bits(
+    tmp_path: Path, encoder: dict[str, Any], lives: tuple[int, ...]
+) -> None:
+    store = make_dataset(tmp_path)
+    settings = {**KILLED, **encoder}
+    whole = make_job(tmp_path, **settings)
+    assert launched(whole).returncode == 0
+    weights = json.loads(store.read("mask_model/model.json"))["sha256"]
+    name = f"mask_model/checkpoints/{read_job(whole).mlflow_run_id[:8]}-000024"
+    expected = {file: store.read(f"{name}/{file}") for file in checkpoint.FILES}
+
+    resume = None
+    for steps_lived in lives:  # killed after so many steps, then resumed from what was left
+        job = make_job(tmp_path, resume=resume, **settings)
+        command = [sys.executable, "-m", "bananagrams_assets.learn.train", "--job", str(job)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            lines = [line for line, _ in zip(after_steps(process.stdout), range(steps_lived), strict=False)]
+            assert lines
+            process.kill()
+        run_name = read_job(job).mlflow_run_id[:8]
+        resume = checkpoint.latest(store, "mask_model/checkpoints", run_name)
+        assert resume is not None
+        assert int(resume[-6:]) < 24
+    last = make_job(tmp_path, resume=resume, **settings)
+    done = launched(last)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "not bit-equal" not in done.stdout
+    name = f"mask_model/checkpoints/{read_job(last).mlflow_run_id[:8]}-000024"
+    for file, data in expected.items():
+        assert store.read(f"{name}/{file}") == data, file
+    assert json.loads(store.read("mask_model/model.json"))["sha256"] == weights
+
+
+def after_steps(lines: Iterable[str]) -> Iterator[str]:
+    return (line for line in lines if line.startswith("step "))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices_and_settings_and_says_that_bits_differ(tmp_path: Path) -> None:
+    store = make_dataset(tmp_path, {"train": 13, "dev": 5})
+    job = make_job(tmp_path, train__max_steps=4)
+    run(job)
+    resume = f"mask_model/checkpoints/{read_job(job).mlflow_run_id[:8]}-000002"
+    done = launched(make_job(tmp_path, resume=resume, train__max_steps=4, train__clip_norm=2.0), 2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (
+        "not bit-equal to a run without interruption: 1 devices wrote the checkpoint, 2 go on" in done.stdout
+    )
+    assert "train.clip_norm was 1.0, is 2.0" in done.stdout
+    assert store.exists("mask_model/model.safetensors")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_before_training(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    job = make_job(tmp_path)
+    run(job)
+    resume = f"mask_model/checkpoints/{read_job(job).mlflow_run_id[:8]}-000002"
+    with pytest.raises(checkpoint.CheckpointError, match=r"is of another architecture: .* `model` section"):
+        run(make_job(tmp_path, resume=resume, train__max_steps=8, model__decoder_channels=[16, 16, 16, 8]))
+    with pytest.raises(checkpoint.CheckpointError, match=r"does not fit the network or train.optimizer"):
+        run(make_job(tmp_path, resume=resume, train__max_steps=8, train__optimizer="sgd"))
+
+
+def test_parts_of_a_step_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    store = open_store(str(tmp_path))
+    torch.manual_seed(0)
+    settings = profile()
+    net = MaskNet(settings.model).eval()  # batch statistics differ by part
+    with open_split(store, "train") as split:
+        batch = next(iter(loader(TrainingSet(split, 32), [[(0, i) for i in range(8)]], 0)))
+    gradients = []
+    for count in (1, 4):
+        net.zero_grad()
+        for part in batch.parts(count):
+            each = mask_loss(net(part.pictures, part.texts), part.mask / 255, part.known)
+            ((each * part.weights).sum() / 8).backward()
+        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-5)
+
+
+def test_the_average_is_evaluated_and_exported_and_the_weights_stay(tmp_path: Path) -> None:
+    net = MaskNet(profile().model)
+    average = Average(net, 0.5)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    average.update(100)
+    with average.applied():
+        for name, parameter in net.named_parameters():
+            torch.testing.assert_close(parameter, before[name] - 0.5)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+    store = make_dataset(tmp_path)
+    job, result, _ = run(make_job(tmp_path, train__ema_decay=0.9))
+    name = f"mask_model/checkpoints/{job.mlflow_run_id[:8]}"
+    state = json.loads(store.read(f"{name}-best/state.json"))
+    last = load(store.read(f"{name}-000004/average.safetensors"))
+    if state["step"] == 4:
+        exported = load(store.read("mask_model/model.safetensors"))
+        assert all(torch.equal(exported[key], value) for key, value in last.items())
+    assert result["summary"]["best_step"] == state["step"]
+
+
+def test_weights_in_the_loss_follow_the_profile() -> None:
+    whole = {"mask": {"is_global": True, "confidence": 0.5}}
+    local = {"mask": {"is_global": False, "confidence": 0.5}}
+    plain = profile().train
+    assert train.sample_weight(plain, whole) == train.sample_weight(plain, local) == 1
+    chosen = profile(train__global_weight=0.2, train__weigh_confidence=True).train
+    assert train.sample_weight(chosen, whole) == pytest.approx(0.1)
+    assert train.sample_weight(chosen, local) == pytest.approx(0.5)
+
+
+def test_a_split_of_whole_picture_edits_alone_is_refused(tmp_path: Path) -> None:
+    make_dataset(tmp_path, every={"is_global": True})
+    with pytest.raises(TrainingError, match="all 24 training samples are whole-picture edits"):
+        run(make_job(tmp_path))
+    with pytest.raises(TrainingError, match=r"no training sample is left: .*train.include_global"):
+        run(make_job(tmp_path, train__include_global=False))
+
+
+def test_too_large_a_step_says_what_to_lower(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    job = make_job(tmp_path, train__side_px=256, train__batch_size=512)
+    limit = 6 * 2**30
+    done = launched(job, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    assert done.returncode == 1
+    assert (
+        "out of memory on the cpu with 512 samples of 256 px at once: raise train.accumulate" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert "out of memory" in str(launch.read_failure(job))

@@ -47,8 +47,13 @@ def profile(**overrides: Any) -> Profile:
     return load_profile("demo", settings).profile
 
 
-def make_dataset(folder: Path, counts: Mapping[str, int] | None = None) -> Store:
-    """Noise pictures of 48 x 40 px, "Tint the left half." and its like, in two shards a split."""
+def make_dataset(
+    folder: Path, counts: Mapping[str, int] | None = None, every: Mapping[str, Any] | None = None
+) -> Store:
+    """Noise pictures of 48 x 40 px, "Tint the left half." and its like, in two shards a split.
+
+    `every` replaces parts of the `mask` in each sample's meta.
+    """
     store = open_store(str(folder))
     for split, count in (counts or {"train": 24, "dev": 8, "test": 8}).items():
         rng = np.random.default_rng(len(split) + count)
@@ -59,7 +64,7 @@ def make_dataset(folder: Path, counts: Mapping[str, int] | None = None) -> Store
                 write_shard(
                     store,
                     f"{split}-{number:05d}",
-                    {f"{split}-{index:03d}": sample_parts(index, rng) for index in indices},
+                    {f"{split}-{index:03d}": sample_parts(index, rng, every=every) for index in indices},
                 )
             )
         index_of_split = {"split": split, "samples": count, "shards": shards}
@@ -67,7 +72,9 @@ def make_dataset(folder: Path, counts: Mapping[str, int] | None = None) -> Store
     return store
 
 
-def sample_parts(index: int, rng: np.random.Generator, overlap: Any = None) -> dict[str, bytes]:
+def sample_parts(
+    index: int, rng: np.random.Generator, overlap: Any = None, every: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
     """The five files of one sample."""
     side = list(HALVES)[index % len(HALVES)]
     mask = np.zeros((HEIGHT, WIDTH), bool)
@@ -85,6 +92,7 @@ def sample_parts(index: int, rng: np.random.Generator, overlap: Any = None) -> d
             "components": 1,
             "confidence": 0.5 + index % 2 * 0.4,
             "is_global": index % 8 == 7,
+            **(every or {}),
         },
     }
     return {

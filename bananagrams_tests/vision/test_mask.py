@@ -9,13 +9,15 @@ from hypothesis.extra import numpy as npst
 
 from bananagrams_assets.config import MaskSettings
 from bananagrams_assets.vision.geometry import frame, overlap_polygon, resizing
-from bananagrams_assets.vision.images import RGB, encode_jpeg
+from bananagrams_assets.vision.images import RGB, Mask, encode_jpeg
 from bananagrams_assets.vision.images import decode as decoded
 from bananagrams_assets.vision.mask import (
     EditMask,
     continued,
+    enlarged,
     hysteresis,
-    lab_difference,
+    local_confidence,
+    mask_evidence,
     opened_and_closed,
     without_specks,
 )
@@ -191,17 +193,37 @@ def test_the_tone_fit_undoes_a_curve_and_is_not_pulled_by_an_edit() -> None:
     toned = np.clip(255 * (before / 255) ** 1.3 * [0.9, 1.0, 1.05] + 6, 0, 255).astype(np.uint8)
     after = np.where(truth[..., None], np.uint8(250), toned)
     tone = explain_tone(before, after, np.ones(truth.shape, bool))
-    assert np.abs(tone.picture - before)[~truth].mean() < 2.5
+    assert np.abs(tone.picture.astype(np.int16) - before)[~truth].mean() < 2.5
     assert tone.unchanged[~truth].mean() > 0.9
     assert tone.unchanged[truth].mean() < 0.1
 
 
-def test_differencing_in_bands_leaves_no_seams() -> None:
-    before, after = textured(16, 90, 200), textured(17, 90, 200).astype(np.float32)
-    whole = lab_difference(before, after, 3)
-    for top in (30, 62, 64, 100):
-        part = lab_difference(before[top:], after[top:], 3)
-        assert np.array_equal(whole[top + 2 :], part[2:])
+def test_the_outline_of_an_enlarged_mask_lies_between_pixels() -> None:
+    width = 40
+    edge = np.clip((np.arange(width) - 18.7) * 20 + 28, 0, 100).astype(np.float32)  # its level at 18.7
+    difference = np.tile(edge, (20, 1))
+    mask = difference >= 28
+    large = enlarged(mask, difference, 3.0, (4 * width, 80))
+    assert large.shape == (80, 160)
+    assert np.abs(large.argmax(axis=1) - 4 * 19.2).max() <= 2
+    assert not enlarged(np.zeros_like(mask), difference, 3.0, (160, 80)).any()
+
+
+def test_confidence_falls_with_contrast_and_with_pieces() -> None:
+    known = np.ones((100, 100), bool)
+    mask = np.zeros_like(known)
+    mask[20:60, 20:60] = True
+
+    def confidence(contrast: float, components: int, mask: Mask = mask) -> float:
+        difference = np.where(mask, np.float32(contrast), np.float32(0.5))
+        return local_confidence(mask_evidence(mask, known, difference, 4.0, 0.7, components))
+
+    assert confidence(40, 1) > 0.85
+    assert confidence(40, 1) > confidence(6, 1)
+    assert confidence(40, 1) > confidence(40, 30)
+    specks = np.zeros_like(known)
+    specks[::9, ::9] = True
+    assert confidence(6, 144, specks) < 0.5
 
 
 def test_hysteresis_keeps_weak_pixels_only_beside_strong_ones() -> None:

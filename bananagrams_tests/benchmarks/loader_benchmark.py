@@ -1,0 +1,119 @@
+"""Images/s a core of the training loader, against webdataset's plain decoding of the same shard.
+
+python -m bananagrams_tests.benchmarks.loader_benchmark [--side 512] [--samples 256]
+
+Ours reads at random from the tar and gives uint8 batches, augmented or not; the reference streams it with
+`decode("torchrgb")`, which gives float tensors. Both run in this process, in turn, on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import webdataset
+
+from bananagrams_assets.config import AugmentSettings
+from bananagrams_assets.data.store import Store, open_store
+from bananagrams_assets.learn.dataset import Steps, TrainingSet, loader, open_split
+from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
+
+BATCH = 32
+
+
+def make_shard(folder: Path, samples: int, side: int) -> Store:
+    """A dataset of one train shard: smooth noise pictures of `side` px, each with an ellipse as its mask."""
+    rng = np.random.default_rng(0)
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for index in range(samples):
+            coarse = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+            picture = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+            picture = np.clip(picture + rng.integers(0, 24, picture.shape), 0, 255).astype(np.uint8)
+            mask = np.zeros((side, side), np.uint8)
+            center, axes = rng.integers(side // 4, 3 * side // 4, 2), rng.integers(side // 16, side // 4, 2)
+            cv2.ellipse(mask, center.tolist(), axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+            corners = [[-0.5, -0.5], [side - 0.5, -0.5], [side - 0.5, side - 0.5], [-0.5, side - 0.5]]
+            meta = {"overlap": corners, "mask": {"confidence": 1.0, "is_global": False}}
+            parts = {
+                "input.jpg": encode_jpeg(picture, 95),
+                "mask.png": encode_png_mask(mask.astype(bool), one_bit=False),
+                "text.txt": f"Remove thing {index}.".encode(),
+                "summary.txt": b"Thing removed.",
+                "meta.json": json.dumps(meta).encode(),
+            }
+            for part, data in parts.items():
+                header = tarfile.TarInfo(f"s{index:06d}.{part}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    store = open_store(str(folder))
+    name = "shards/train/train-00000.tar"
+    store.write(name, file.getvalue())
+    digest = hashlib.sha256(file.getvalue()).hexdigest()
+    entry = {"shard": "train-00000", "name": name, "samples": samples,
+             "bytes": len(file.getvalue()), "sha256": digest}  # fmt: skip
+    store.write(
+        "index/train.json", json.dumps({"split": "train", "samples": samples, "shards": [entry]}).encode()
+    )
+    return store
+
+
+def main() -> None:
+    """Print images/s of each way."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        store = make_shard(Path(name), arguments.samples, arguments.side)
+        tar = Path(name) / "shards/train/train-00000.tar"
+        with open_split(store, "train") as split:
+
+            def ours(settings: AugmentSettings | None) -> Callable[[], int]:
+                data = TrainingSet(split, arguments.side, settings, 0, cache=False)
+                order = Steps(len(split), BATCH, 0, 0, len(split) // BATCH)
+                return lambda: sum(len(batch.keys) for batch in loader(data, order, 0))
+
+            def reference() -> int:
+                data = webdataset.WebDataset(str(tar), shardshuffle=False).decode("torchrgb")
+                pairs = data.to_tuple("input.jpg", "mask.png", "text.txt", "meta.json")
+                return sum(len(batch[0]) for batch in pairs.batched(BATCH))
+
+            ways = {
+                "webdataset torchrgb": reference,
+                "ours": ours(None),
+                "ours, augmented": ours(AugmentSettings()),
+            }
+            rates: dict[str, list[float]] = {way: [] for way in ways}
+            for turn in range(arguments.rounds + 1):
+                for way, read in ways.items():
+                    start = time.process_time()
+                    count = read()
+                    if turn:  # the first of each warms up
+                        rates[way].append(count / (time.process_time() - start))
+    base = statistics.median(rates["webdataset torchrgb"])
+    for way, found in rates.items():
+        rate = statistics.median(found)
+        print(
+            f"{way}: {rate:.0f} images/s a core at {arguments.side} px; {rate / base:.2f} times webdataset's"
+        )
+
+
+if __name__ == "__main__":
+    main()

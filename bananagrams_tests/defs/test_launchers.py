@@ -1,0 +1,266 @@
+"""A training where the profile says: what is asked of that place, and what its silence means."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import dagster as dg
+import pytest
+from moto import mock_aws
+from moto.ec2.utils import generate_instance_identity_document
+from moto.moto_api import state_manager
+
+from bananagrams_assets.config import Profile
+from bananagrams_assets.defs import launchers
+from bananagrams_assets.learn import launch, registry
+from bananagrams_assets.learn.launch import LaunchError
+
+from ..learn.tiny import make_dataset, profile
+
+JOB = "s3://data/pico/mask_model/jobs/0123.json"
+
+
+def train_by(
+    settings: Profile, store: str = "s3://data/pico", tracking: str = "http://mlflow:5000", job: str = JOB
+) -> list[str]:
+    """Call `run_training` from an asset, as `mask_model` does; the run's log, or the error that it raised."""
+    errors: list[BaseException] = []
+
+    @dg.asset
+    def probe(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        try:
+            launchers.run_training(context, settings, store, tracking, job)
+        except Exception as error:
+            errors.append(error)
+            raise
+        return dg.MaterializeResult()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize([probe], instance=instance, raise_on_error=False)
+        if errors:
+            raise errors[0]
+        assert result.success
+        records = instance.get_records_for_run(result.run_id).records
+        return [record.event_log_entry.user_message for record in records]
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster of one machine with 4 GPUs, a task definition, and a bucket."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with mock_aws():
+        boto3.client("s3").create_bucket(Bucket="data")
+        image = boto3.client("ec2").describe_images()["Images"][0]["ImageId"]
+        machine = boto3.resource("ec2").create_instances(ImageId=image, MinCount=1, MaxCount=1)[0]
+        client = boto3.client("ecs")
+        client.create_cluster(clusterName="gpus")
+        client.register_container_instance(
+            cluster="gpus", instanceIdentityDocument=json.dumps(generate_instance_identity_document(machine))
+        )
+        client.register_task_definition(
+            family="trainer",
+            containerDefinitions=[
+                {"name": name, "image": "bananagrams", "cpu": 256, "memory": 400} for name in ("main", "log")
+            ],
+        )
+        state_manager.set_transition("ecs::task", transition={"progression": "manual", "times": 1})
+        yield client
+        state_manager.unset_transition("ecs::task")
+
+
+def ecs(**settings: Any) -> Profile:
+    chosen = {"cluster": "gpus", "task_definition": "trainer", "container": "main", "poll_s": 0.2, **settings}
+    return profile(launcher__kind="ecs", **{f"launcher__ecs__{key}": value for key, value in chosen.items()})
+
+
+def test_an_ecs_task_that_sends_no_message_is_a_failure_and_its_request_holds_all_it_needs(aws: Any) -> None:
+    """moto runs nothing and reports success, as a wrong image or a wrong command would."""
+    with pytest.raises(LaunchError, match=r"success, but no message of a training came: .*image"):
+        train_by(ecs(cpu=512, memory_mib=600, gpus=2))
+    tasks = aws.list_tasks(cluster="gpus", desiredStatus="STOPPED")["taskArns"]
+    tasks += aws.list_tasks(cluster="gpus")["taskArns"]
+    task = aws.describe_tasks(cluster="gpus", tasks=tasks, include=["TAGS"])["tasks"][0]
+    assert task["launchType"] == "EC2"
+    overrides = task["overrides"]
+    assert (overrides["cpu"], overrides["memory"]) == ("512", "600")
+    by_name = {container["name"]: container for container in overrides["containerOverrides"]}
+    main = by_name["main"]
+    assert (main["cpu"], main["memory"]) == (512, 600)
+    assert main["resourceRequirements"] == [{"type": "GPU", "value": "2"}]
+    assert main["command"] == launch.command(JOB, 2, python="python")
+    assert main["command"][:3] == ["python", "-m", "torch.distributed.run"]
+    names = {variable["name"] for variable in main["environment"]}
+    assert {"DAGSTER_PIPES_CONTEXT", "DAGSTER_PIPES_MESSAGES"} <= names
+    assert "command" not in by_name["log"]
+    assert any(tag["key"] == "dagster/run-id" for tag in task["tags"])
+
+
+@pytest.mark.slow
+def test_an_ecs_task_without_gpus_asks_for_none_and_goes_where_the_network_is(
+    aws: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[dict[str, Any]] = []
+    real = boto3.client
+
+    def recording(name: str) -> Any:
+        client = real(name)
+        client.meta.events.register(
+            "provide-client-params.ecs.RunTask", lambda params, **_: requests.append(dict(params))
+        )
+        return client
+
+    monkeypatch.setattr(boto3, "client", recording)
+    subnet = boto3.resource("ec2").create_vpc(CidrBlock="10.0.0.0/16").create_subnet(CidrBlock="10.0.0.0/24")
+    chosen = ecs(gpus=0, launch_type="FARGATE", subnets=(subnet.id,), security_groups=("sg-1",))
+    with pytest.raises(LaunchError, match="no message of a training came"):
+        train_by(chosen)
+    request = requests[0]
+    assert request["launchType"] == "FARGATE"
+    network = request["networkConfiguration"]["awsvpcConfiguration"]
+    assert network == {"subnets": [subnet.id], "securityGroups": ["sg-1"]}
+    main = request["overrides"]["containerOverrides"][0]
+    assert not {"resourceRequirements", "cpu", "memory"} & main.keys()
+
+
+def test_a_task_that_ecs_cannot_place_is_told_with_its_reason() -> None:
+    failures = [{"arn": "x", "reason": "RESOURCE:GPU"}]
+    with pytest.raises(RuntimeError, match="ECS started no task: RESOURCE:GPU"):
+        launchers._refuse_failures({"tasks": [], "failures": failures})
+    launchers._refuse_failures({"tasks": [{}], "failures": []})
+
+
+def test_a_task_elsewhere_cannot_reach_files_of_this_machine(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="BANANAGRAMS_STORE to s3://"):
+        train_by(ecs(), store=str(tmp_path))
+    with pytest.raises(LaunchError, match="MLFLOW_TRACKING_URI"):
+        train_by(ecs(), tracking=f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_a_worker_in_a_task_answers_through_the_bucket(aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ends of Pipes over S3: what the launcher hands out is what the training entry opens."""
+    lines: list[Any] = []
+
+    @dg.asset
+    def probe(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from dagster_aws.pipes import PipesS3ContextInjector, PipesS3MessageReader
+
+        s3 = boto3.client("s3")
+        with dg.open_pipes_session(
+            context=context,
+            context_injector=PipesS3ContextInjector(bucket="data", client=s3),
+            message_reader=PipesS3MessageReader(bucket="data", client=s3, interval=0.1),
+        ) as session:
+            for name, value in session.get_bootstrap_env_vars().items():
+                monkeypatch.setenv(name, value)
+            with launch.open_pipes() as pipes:
+                pipes.report_custom_message({"started": "0123"})
+        lines.extend(session.get_custom_messages())
+        return dg.MaterializeResult()
+
+    assert dg.materialize([probe]).success
+    assert lines == [{"started": "0123"}]
+
+
+def test_the_ray_launcher_names_the_extra_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dagster_ray", None)
+    with pytest.raises(LaunchError, match=r"pip install 'bananagrams\[ray\]'"):
+        train_by(profile(launcher__kind="ray"))
+
+
+def test_a_command_that_is_no_training_is_a_failure_though_it_ends_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch, "command", lambda job, processes: [sys.executable, "-c", ""])
+    with pytest.raises(LaunchError, match="no message of a training came"):
+        train_by(profile(), store=str(tmp_path))
+
+
+def make_job(folder: Path, settings: Profile) -> tuple[str, str]:
+    make_dataset(folder)
+    uri = launch.default_tracking_uri(str(folder))
+    run_id, _ = registry.start_run(uri, settings, {})
+    name = str(folder / launch.job_name(run_id))
+    return launch.write_job(name, settings, str(folder), uri, run_id, None, {}), uri
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Ray head with its dashboard, in a process group of its own; yields the dashboard's address."""
+    program = Path(sys.executable).with_name("ray")
+    if not program.exists() and not (found := shutil.which("ray")):
+        pytest.skip("ray is not installed")
+    else:
+        program = program if program.exists() else Path(str(found))
+    root = Path(launch.__file__).parents[2]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {
+        **os.environ, "PATH": path, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_raylet_start_wait_time_s": "120",
+    }  # fmt: skip
+    dashboard = free_port()
+    command = [
+        str(program), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=1", "--num-gpus=0",
+        f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
+        "--object-store-memory=100000000",
+    ]  # fmt: skip
+    log = tmp_path_factory.mktemp("ray") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_for_ray(address, process, log)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+def wait_for_ray(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    for _ in range(240):
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            JobSubmissionClient(address).list_jobs()
+            return
+        except Exception:  # whatever a dashboard answers that is half started
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+@pytest.mark.slow
+def test_a_ray_job_trains_and_its_lines_arrive_in_the_run(ray_cluster: str, tmp_path: Path) -> None:
+    settings = profile(launcher__kind="ray", launcher__ray__address=ray_cluster, launcher__ray__gpus=0)
+    job, uri = make_job(tmp_path, settings)
+    lines = train_by(settings, str(tmp_path), uri, job)
+    assert any("step 4/4 loss" in line and "dev mean IoU" in line for line in lines)
+    assert any("/checkpoints/" in line for line in lines)
+    assert (tmp_path / "mask_model" / "model.json").is_file()
+    assert registry.find(uri, settings, "challenger") == "1"
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_is_not_there_is_said_in_one_line() -> None:
+    with pytest.raises(LaunchError, match=r"launcher\.ray\.address http://127\.0\.0\.1:9: "):
+        train_by(profile(launcher__kind="ray", launcher__ray__address="http://127.0.0.1:9"))

@@ -1,0 +1,133 @@
+"""Trainings that die under Dagster go on from their last checkpoint, whoever starts them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import mlflow
+import psutil
+import pytest
+import yaml
+
+from bananagrams_assets.config import Profile
+from bananagrams_assets.data.product import Product
+from bananagrams_assets.data.stages import write_receipt
+from bananagrams_assets.data.store import Store
+from bananagrams_assets.learn import launch
+
+from ..learn.tiny import make_dataset, profile
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Profile:
+    return profile(
+        store__url=str(tmp_path / "store"), train__max_steps=60, train__epochs=100, train__log_every_steps=5,
+        train__evaluate_every_steps=20, train__checkpoint_every_steps=5, train__learning_rate=0.01,
+        launcher__retry_delay_s=0.0, launcher__retries=2,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(settings: Profile) -> Store:
+    """A dataset whose index counts as built."""
+    store = make_dataset(Path(str(settings.store.url)))
+    for split in settings.splits.by_name():
+        write_receipt(store, settings, "split_index", split, Product({}, content=f"{split}-1"), {})
+    return store
+
+
+def started(settings: Profile, *words: str) -> subprocess.Popen[str]:
+    """`bananagrams train`, its lines to be read as they come."""
+    home = Path(os.environ["DAGSTER_HOME"])
+    home.mkdir(exist_ok=True)
+    file = home / "profile.yaml"
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    command = [sys.executable, "-u", "-m", "bananagrams_assets.cli", "train", "--profile", str(file), *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def until(lines: Iterator[str], mark: str, step: int) -> None:
+    """Read on to the checkpoint of this step or a later one."""
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if line.startswith(mark) and int(line.rstrip().rpartition("-")[2]) >= step:
+            return
+    raise AssertionError("".join(seen)[-3000:])
+
+
+def trainings(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that train, not the torchrun above them."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "torch.distributed.run" not in child.cmdline()
+            and "bananagrams_assets.learn.train" in child.cmdline()]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_dagster_lose_no_checkpoint(settings: Profile, store: Store) -> None:
+    with started(settings) as process:
+        assert process.stdout is not None
+        until(process.stdout, "checkpoint ", 10)
+        orphans = trainings(process)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    # The training notices that nobody waits for it, writes a checkpoint and leaves.
+    assert orphans
+    assert not psutil.wait_procs(orphans, timeout=60)[1]
+    note = json.loads(store.read(launch.UNFINISHED))
+    left_at = launch.last_checkpoint(store, note["mlflow_run_id"])
+    assert left_at is not None
+
+    with started(settings) as process:
+        assert process.stdout is not None
+        until(process.stdout, "checkpoint ", int(left_at.rpartition("-")[2]) + 5)
+        (worker,) = trainings(process)
+        worker.send_signal(signal.SIGKILL)
+        rest = process.stdout.read()
+        assert process.wait(300) == 0, rest[-3000:]
+    assert "60/60" in rest
+    resumed = [line for line in rest.splitlines() if " to 60" in line and "steps " in line]
+    assert resumed
+    assert "steps 0 to 60" not in rest
+
+    client = mlflow.MlflowClient(launch.default_tracking_uri(str(settings.store.url)))
+    experiment = client.get_experiment_by_name("bananagrams")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (note["mlflow_run_id"], "FINISHED")
+    steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "loss")}
+    assert steps >= set(range(5, 65, 5))
+    assert [version.version for version in client.search_model_versions("name = 'bananagrams-mask'")] == ["1"]
+    assert not store.exists(launch.UNFINISHED)
+    assert not store.list(f"{launch.OUTPUT}/jobs/")
+
+    with dg.DagsterInstance.get() as instance:
+        last = instance.get_run_records(dg.RunsFilter(job_name="train_model"), limit=1)[0].dagster_run
+        records = instance.get_records_for_run(last.run_id).records
+        events = [record.event_log_entry.dagster_event for record in records]
+        assert any(event is not None and event.is_step_restarted for event in events)
+        messages = [record.event_log_entry.user_message for record in records]
+        assert sum("going on with MLflow run" in message for message in messages) == 2
+        assert any("dev mean IoU" in message for message in messages)
+
+
+@pytest.mark.slow
+def test_a_reason_that_a_person_can_mend_is_told_once_and_not_tried_again(
+    settings: Profile, store: Store
+) -> None:
+    with started(settings, "--set", "train.min_confidence=0.99") as process:
+        out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "no training sample is left" in out
+    assert out.count("MLflow run ") <= 1
+    assert not store.exists(launch.UNFINISHED)
