@@ -107,7 +107,8 @@ class Fetcher:
     ) -> None:
         self._session, self._settings, self._allowed, self._pacer = session, settings, allowed, pacer
         self._room = asyncio.Semaphore(settings.concurrency)
-        self._places = asyncio.Semaphore(BODIES * settings.concurrency)
+        self.places = asyncio.Semaphore(BODIES * settings.concurrency)
+        """One for each body in memory; who holds others than fetched ones takes theirs here."""
         self._random = random.Random()
 
     @asynccontextmanager
@@ -128,9 +129,9 @@ class Fetcher:
             trial = _Trial()
             failure = await self._try(url, trial, clock, is_whole)
             if trial.has_place and failure is None:
-                places.callback(self._places.release)
+                places.callback(self.places.release)
             elif trial.has_place:
-                self._places.release()
+                self.places.release()
             if failure is None:
                 outcome = _Failure("", "ok")
                 break
@@ -241,7 +242,7 @@ class Fetcher:
                 raise _Failure(f"opted out: {directive} (fetch.honour_opt_out)", "refused")
         if (response.content_length or 0) > self._settings.max_bytes:
             raise self._too_large(f"{response.content_length:,} bytes announced")
-        await self._places.acquire()
+        await self.places.acquire()
         trial.has_place = True
         trial.delimited = response.content_length is not None or "Transfer-Encoding" in headers
         async for chunk in response.content.iter_any():

@@ -7,7 +7,8 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from ..vision.images import RGB, PictureError, decode
 from . import interrupts, layout
 from .fetch import FetchError, open_fetcher
 from .outcomes import content_of, nobody_answered, origins_digest, row_of, stats_of
-from .pictures import PARTS, Picture, Pictures, local_path, origins, shown
+from .pictures import PARTS, Body, Picture, Pictures, local_path, names, origins, shown
 from .product import Product, Say
-from .samples import Sample, SampleError, SampleWriter, read_samples, sample_writer
-from .spool import Spool, open_spool
+from .samples import Sample, SampleError, read_samples
+from .spool import GrowingTar, Member, Spool, growing_tar, open_spool
 from .store import Store
 from .tables import PAIRS, by_key, read_notes, read_table, write_table
 
@@ -40,11 +41,12 @@ def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
     Pictures are stored as received, or, where `fetch.largest_side_px` is set and a picture is larger,
     fitted to it as JPEG of quality 95. A picture that cannot be had is a row with its reason.
 
-    Nothing is asked for twice: each finished picture waits in the spool, so that a run that was killed,
-    cancelled or timed out is taken up where it ended; and pairs that an earlier build of this shard
-    holds are taken from there, as are its failures that will not pass. At most 4 x `fetch.concurrency`
-    pairs are begun, and 2 x `fetch.concurrency` pictures in memory. To fetch all anew, delete the shard's
-    table. SIGINT and SIGTERM end the work at once and then do what they do without it.
+    Nothing is asked for twice: the tar grows in the spool, and pictures that are far ahead of their turn wait
+    beside it, so that a run that was killed, cancelled or timed out is taken up where it ended; and pairs
+    that an earlier build of this shard holds are taken from there, as are its failures that will not pass.
+    At most 4 x `fetch.concurrency` pairs are begun, and 2 x `fetch.concurrency` pictures in memory. To fetch
+    all anew, delete the shard's table. SIGINT and SIGTERM end the work at once and then do what they do
+    without it.
 
     Raises FetchError where not one server answered, StoreError and OSError for faults of this machine.
     """
@@ -60,15 +62,14 @@ def _fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Produc
     records = read_table(store, layout.manifest_table(shard))
     digest = profile.fetch.digest()
     table, began = layout.pairs_table(shard), time.monotonic()
+    notes = {_SETTINGS: digest, _ALLOWED: _allowed()}
     with open_spool(store.url, shard, digest, say) as spool:
-        with _earlier(store, shard, digest) as earlier, sample_writer(store, layout.pairs_tar(shard)) as tar:
+        with _earlier(store, shard, digest) as earlier, growing_tar(store.url, shard, digest, notes) as tar:
             work = _Work(records, earlier, spool, profile.fetch, tar, say, shard)
             rows = interrupts.run(work.run())
-        notes = {_SETTINGS: digest, _ALLOWED: _allowed()}
-        files = {
-            layout.pairs_tar(shard): tar.file.info,
-            table: write_table(store, table, PAIRS, rows, notes),
-        }
+            packed = tar.finish()
+        store.adopt(layout.pairs_tar(shard), tar.path, packed)
+        files = {layout.pairs_tar(shard): packed, table: write_table(store, table, PAIRS, rows, notes)}
     seconds = max(time.monotonic() - began, 1e-9)
     stats = {
         **stats_of(rows),
@@ -78,7 +79,7 @@ def _fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Produc
         "pictures_per_second": round(work.counts["fetched"] / seconds, 2),
         "megabytes_per_second": round(work.counts["fetched_bytes"] / seconds / 1e6, 3),
     }
-    return Product(files, stats, content=content_of(rows, tar.file.info.sha256))
+    return Product(files, stats, content=content_of(rows, packed.sha256))
 
 
 def decode_pair(sample: Sample, max_pixels: int) -> tuple[RGB, RGB]:
@@ -110,30 +111,7 @@ class _Earlier:
     def row(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of a pair that would be the same today."""
         row = self._rows.get(record["key"])
-        if row is None:
-            return None
-        if row["status"] != "ok":
-            return row if self._is_final(record, row) else None
-        for part in PARTS:
-            came = next(
-                (at for at in origins(record, part) if shown(record, part, at) == row[f"from_{part}"]), None
-            )
-            if came is None:
-                return None
-            path = local_path(came)
-            if path is not None and _sha256_of_file(path) != row[f"sha256_{part}"]:
-                return None
-        return row
-
-    def _is_final(self, record: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-        """Whether asking again can give nothing else: the same places, none of them a file of ours."""
-        asked = [origin for part in PARTS for origin in origins(record, part)]
-        return (
-            not row["may_pass"]
-            and self._same_hosts
-            and row["origins"] == origins_digest(record)
-            and all(local_path(origin) is None for origin in asked)
-        )
+        return row if row is not None and _is_same(record, row, self._same_hosts) else None
 
     def sample(self, key: str) -> Sample | None:
         """The stored pictures; keys must be asked for in order. None where the tar lacks them."""
@@ -159,6 +137,32 @@ def _earlier(store: Store, shard: str, digest: str) -> Iterator[_Earlier]:
     rows = by_key(read_table(store, table))
     with store.open(tar) as file:
         yield _Earlier(rows, read_samples(file), notes[_ALLOWED] == _allowed())
+
+
+def _is_same(record: Mapping[str, Any], row: Mapping[str, Any], same_hosts: bool) -> bool:
+    """Whether a record would have this row today."""
+    if row["status"] != "ok":
+        return same_hosts and _is_final(record, row)
+    for part in PARTS:
+        came = next(
+            (at for at in origins(record, part) if shown(record, part, at) == row[f"from_{part}"]), None
+        )
+        if came is None:
+            return False
+        path = local_path(came)
+        if path is not None and _sha256_of_file(path) != row[f"sha256_{part}"]:
+            return False
+    return True
+
+
+def _is_final(record: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether asking again can give nothing else: the same places, none of them a file of ours."""
+    asked = [origin for part in PARTS for origin in origins(record, part)]
+    return (
+        not row["may_pass"]
+        and row["origins"] == origins_digest(record)
+        and all(local_path(origin) is None for origin in asked)
+    )
 
 
 def _allowed() -> str:
@@ -194,10 +198,11 @@ class _Work:
 
     def __init__(
         self, records: Sequence[Mapping[str, Any]], earlier: _Earlier, spool: Spool, settings: FetchSettings,
-        tar: SampleWriter, say: Say, shard: str,
+        tar: GrowingTar, say: Say, shard: str,
     ) -> None:  # fmt: skip
         self._records, self._earlier, self._spool, self._settings = records, earlier, spool, settings
         self._tar, self._say, self._shard = tar, say, shard
+        self._rows: list[dict[str, Any]] = []
         self._outcomes: dict[int, _Outcome] = {}
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,23 +216,39 @@ class _Work:
         self._window = asyncio.Semaphore(_AHEAD * self._settings.concurrency)
         # More threads only wait for each other's turns with the interpreter's lock.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
+        resumed = await asyncio.to_thread(self._take_up)
+        needed = Counter(name for record in self._records[len(self._rows) :] for name in names(record))
         async with open_fetcher(self._settings) as fetcher:
-            self._pictures = Pictures(fetcher, self._spool, self._settings)
+            self._pictures = Pictures(fetcher, self._spool, self._settings, needed, self._start)
             try:
                 self._start(self._begin_all())
                 return await self._write_all()
             finally:
-                tasks = [*self._tasks, *self._pictures.cancel()]
-                for task in tasks:
+                for task in self._tasks:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*self._tasks, return_exceptions=True)
                 self.counts = {
                     "fetched": self._pictures.fetched,
-                    "resumed": self._pictures.resumed,
+                    "resumed": self._pictures.resumed + resumed,
                     "fetched_bytes": self._pictures.bytes,
                 }
 
-    def _start(self, work: Any) -> None:
+    def _take_up(self) -> int:
+        """Begin behind the records that an earlier run has put into the tar; returns how many pictures."""
+
+        def is_next(number: int, row: Mapping[str, Any]) -> bool:
+            if number >= len(self._records) or self._records[number]["key"] != row["key"]:
+                return False
+            return _is_same(self._records[number], row, same_hosts=True)
+
+        came: set[str] = set()
+        for entry in self._tar.take_up(is_next, self._spool):
+            self._rows.append(entry["row"])
+            self._answered = True
+            came.update(picture["origin"] for picture in entry["pictures"])
+        return len(came)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -236,10 +257,11 @@ class _Work:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = self._failure or error
-        self._changed.set()
+            self._changed.set()
 
     async def _begin_all(self) -> None:
-        for index, record in enumerate(self._records):
+        for index in range(len(self._rows), len(self._records)):
+            record = self._records[index]
             row = await asyncio.to_thread(self._earlier.row, record) if self._earlier.has_rows else None
             if row is not None:
                 self._outcomes[index] = _Outcome(record, row, None)
@@ -251,11 +273,15 @@ class _Work:
     async def _pair(self, index: int, record: Mapping[str, Any]) -> None:
         try:
             self._outcomes[index] = await self._fetch(record)
+            self._changed.set()
         finally:
             self._window.release()
 
     async def _fetch(self, record: Mapping[str, Any]) -> _Outcome:
-        found = await asyncio.gather(*(self._pictures.first_of(origins(record, part)) for part in PARTS))
+        for part in PARTS:
+            for origin in origins(record, part)[:1]:
+                self._pictures.begin(origin)
+        found = [await self._pictures.first_of(origins(record, part)) for part in PARTS]
         row = row_of(record, found)
         self._done += 1
         self._answered = self._answered or not nobody_answered(found)
@@ -267,7 +293,7 @@ class _Work:
         return _Outcome(record, row, found)
 
     async def _write_all(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
+        rows = self._rows
         while len(rows) < len(self._records):
             self._changed.clear()
             if self._failure is not None:
@@ -279,28 +305,41 @@ class _Work:
                 await self._changed.wait()
                 continue
             before = len(rows)
-            for outcome in batch[await asyncio.to_thread(self._write, batch, rows) :]:
+            for outcome in batch[await self._write(batch) :]:
                 # An earlier build's tar that lacks what its table promises.
-                again = [await self._fetch(outcome.record)] if outcome.pictures is None else [outcome]
-                await asyncio.to_thread(self._write, again, rows)
+                await self._write(
+                    [await self._fetch(outcome.record)] if outcome.pictures is None else [outcome]
+                )
             if len(rows) // 100 > before // 100:
                 self._say(f"{self._shard}: {len(rows)} of {len(self._records)} pairs")
         return rows
 
-    def _write(self, batch: Sequence[_Outcome], rows: list[dict[str, Any]]) -> int:
+    async def _write(self, batch: Sequence[_Outcome]) -> int:
         """Put outcomes into tar and table; returns how many, fewer if an earlier build lacks a sample."""
-        for number, outcome in enumerate(batch):
-            key, row = outcome.record["key"], outcome.row
-            if row["status"] == "ok" and outcome.pictures is None:
-                sample = self._earlier.sample(key)
+        bodies = [
+            [self._pictures.take(picture) for picture in outcome.pictures]
+            if outcome.row["status"] == "ok" and outcome.pictures is not None else []
+            for outcome in batch
+        ]  # fmt: skip
+        written = await asyncio.to_thread(self._append, batch, bodies)
+        for outcome in batch[:written]:
+            self._rows.append(outcome.row)
+            if outcome.row["status"] == "ok":
+                self._pictures.release(outcome.record)
+        return written
+
+    def _append(self, batch: Sequence[_Outcome], bodies: Sequence[Sequence[Body | None]]) -> int:
+        for number, (outcome, held) in enumerate(zip(batch, bodies, strict=True)):
+            members: list[Member] = []
+            if outcome.row["status"] == "ok" and outcome.pictures is None:
+                sample = self._earlier.sample(outcome.record["key"])
                 if sample is None:
                     return number
                 self._earlier.kept += 1
                 self._answered = True
-                for part, data in sample.parts.items():
-                    self._tar.add(key, part, data)
-            elif row["status"] == "ok" and outcome.pictures is not None:
-                for part, picture in zip(PARTS, outcome.pictures, strict=True):
-                    self._tar.add(key, f"{part}.{picture.extension}", self._pictures.bytes_of(picture))
-            rows.append(row)
+                members = [Member(part, data) for part, data in sample.parts.items()]
+            elif outcome.row["status"] == "ok" and outcome.pictures is not None:
+                found = zip(PARTS, outcome.pictures, held, strict=True)
+                members = [self._pictures.member(part, picture, body) for part, picture, body in found]
+            self._tar.append(outcome.row, members)
         return len(batch)

@@ -41,6 +41,8 @@ from .store import (
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from .product import FileInfo
+
 PART_BYTES = 2**23
 """Of a multipart upload; larger where an object would have more than 10,000 of them."""
 _MOST_PARTS = 10_000
@@ -90,7 +92,14 @@ class S3Store(RunView):
         with self._on_this_machine(name), tempfile.TemporaryFile() as file:
             yield cast(BinaryIO, file)
             file.flush()
-            self._send(name, file.fileno(), expected)
+            file.seek(0)
+            self._send(name, file.fileno(), sha256_of(file), expected)
+
+    def adopt(self, name: str, path: Path, info: FileInfo) -> None:
+        check_name(name)
+        expected = self._expected(name)
+        with self._on_this_machine(name), path.open("rb") as file:
+            self._send(name, file.fileno(), info.sha256, expected)
 
     def write(self, name: str, data: bytes) -> None:
         check_name(name)
@@ -198,11 +207,8 @@ class S3Store(RunView):
                 return names
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _send(self, name: str, file: int, expected: str | None) -> None:
+    def _send(self, name: str, file: int, sha256: str, expected: str | None) -> None:
         size = os.fstat(file).st_size
-        with io.FileIO(os.dup(file)) as whole:
-            whole.seek(0)
-            sha256 = sha256_of(whole)
         if size <= PART_BYTES:
             self._commit(name, sha256, size, expected, lambda: os.pread(file, size, 0))
         else:

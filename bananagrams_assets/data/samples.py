@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeAlias, cast
 
 from .product import HashingWriter, hashing_writer
 from .store import Store
+
+Data: TypeAlias = "bytes | memoryview"
 
 _READ = 2**18
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
@@ -67,23 +69,29 @@ class SampleWriter:
     def __init__(self, file: HashingWriter) -> None:
         self.file = file
 
-    def add(self, key: str, part: str, data: bytes | memoryview) -> None:
+    def add(self, key: str, part: str, data: Data) -> None:
         """Append `<key>.<part>`. Raises SampleError for an unsafe name."""
-        name = f"{key}.{part}"
-        split_name(name)
-        header = tarfile.TarInfo(name)
-        header.size, header.mode, header.mtime = len(data), 0o644, 0
-        # TarFile would copy each content, and remember every header.
-        self.file.write(header.tobuf(tarfile.USTAR_FORMAT))
-        self.file.write(data)
-        self._fill(tarfile.BLOCKSIZE)
+        for block in tar_member(key, part, data):
+            self.file.write(block)
 
     def close(self) -> None:
-        self.file.write(bytes(2 * tarfile.BLOCKSIZE))
-        self._fill(tarfile.RECORDSIZE)
+        self.file.write(end_of_tar(self.file.tell()))
 
-    def _fill(self, block: int) -> None:
-        self.file.write(bytes(-self.file.tell() % block))
+
+def tar_member(key: str, part: str, data: Data) -> tuple[bytes, Data, bytes]:
+    """`<key>.<part>` in a tar: header, content, padding. Raises SampleError for an unsafe name."""
+    name = f"{key}.{part}"
+    split_name(name)
+    # TarFile would copy each content, and remember every header.
+    header = tarfile.TarInfo(name)
+    header.size, header.mode, header.mtime = len(data), 0o644, 0
+    return header.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def end_of_tar(size: int) -> bytes:
+    """What ends a tar whose members are `size` bytes."""
+    end = 2 * tarfile.BLOCKSIZE
+    return bytes(end + -(size + end) % tarfile.RECORDSIZE)
 
 
 @contextmanager

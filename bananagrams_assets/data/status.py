@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import Profile
-from .spool import spool_folder
+from .spool import pictures_in, spool_folder
 from .stages import Receipt, read_receipt
-from .store import TEMPORARY, Store
+from .store import Store
 
 _READERS = 8
 
@@ -80,14 +80,12 @@ def failures_that_may_pass(store: Store, shard: str) -> int:
 
 def _shard(store: Store, shard: str) -> ShardStatus:
     manifest, pairs = read_receipt(store, "manifest", shard), read_receipt(store, "image_pairs", shard)
-    folder = spool_folder(store.url, shard)
-    waiting = sum(not path.name.startswith(TEMPORARY) for path in folder.iterdir()) if folder.is_dir() else 0
     return ShardStatus(
         shard,
         records=_stat(manifest, "records"),
         done=_stat(pairs, "records"),
         **{name: _stat(pairs, name) for name in ("ok", "failed", "refused", "to_retry", "bytes")},
-        waiting=waiting,
+        waiting=len(pictures_in(spool_folder(store.url, shard))),
         pictures=_stat(pairs, "fetched"),
         seconds=_stat(pairs, "run_seconds"),
         reasons=pairs.stats.get("reasons", {}) if pairs else {},

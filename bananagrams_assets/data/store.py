@@ -28,14 +28,18 @@ import io
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
+
+if TYPE_CHECKING:
+    from .product import FileInfo
 
 TEMPORARY = ".tmp-"
 MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -43,6 +47,7 @@ HOST = re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname()) or "localhost"
 ABANDONED_S = 24 * 3600.0
 """When what another machine has left unfinished counts as left by the dead; of this machine it is known."""
 _WHO = "user.bananagrams.writer"
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 _BLOCK = 2**20
 
 
@@ -75,6 +80,12 @@ class Store(Protocol):
 
     def write(self, name: str, data: bytes) -> None:
         """Create `name` with this content. Raises Conflict."""
+
+    def adopt(self, name: str, path: Path, info: FileInfo) -> None:
+        """Create `name` with the content of a file of this machine, which nobody may change any more.
+
+        A folder on the same file system takes the file itself, under a second name. Raises Conflict.
+        """
 
     def read(self, name: str) -> bytes:
         """The whole object. Raises MissingObject, DamagedObject."""
@@ -190,15 +201,21 @@ class LocalStore(RunView):
 
     @contextmanager
     def _create(self, path: Path) -> Iterator[BinaryIO]:
+        with self._placed(path, _open_temporary) as file:
+            yield file
+
+    @contextmanager
+    def _placed(self, path: Path, opened: Callable[[Path], tuple[IO[bytes], Path]]) -> Iterator[BinaryIO]:
+        """A file that `opened` makes in the folder of `path`, and that takes its place in the end."""
         name = path.relative_to(self.folder).as_posix()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            opened, temporary = _open_temporary(path.parent)
+            whole, temporary = opened(path.parent)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise _cannot_write(path, error) from error
         expected = (self._seen or {}).get(name) if self.is_tracked(name) else _version(path)
         try:
-            with opened as file:
+            with whole as file:
                 yield cast(BinaryIO, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -209,6 +226,20 @@ class LocalStore(RunView):
             if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
                 raise StoreError(f"{path}: writing failed: {error.strerror or error}") from error
             raise
+
+    def adopt(self, name: str, path: Path, info: FileInfo) -> None:
+        target = self._path(name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            linked = _linked(path, target.parent)
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        if linked is None:
+            with path.open("rb") as source, self._create(target) as file:
+                shutil.copyfileobj(source, file, _BLOCK)
+        else:
+            with self._placed(target, lambda folder: linked):
+                pass
 
     def write(self, name: str, data: bytes) -> None:
         with self.create(name) as file:
@@ -318,6 +349,10 @@ class _Checked(io.RawIOBase):
         return len(data)
 
 
+def _cannot_write(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path}: cannot be written: {error.strerror or error}")
+
+
 def this_writer() -> str:
     """This process, for people who look for it."""
     return f"{HOST} process {os.getpid()}"
@@ -356,6 +391,23 @@ def lock_if_free(file: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _linked(path: Path, folder: Path) -> tuple[IO[bytes], Path] | None:
+    """The file under a second name, as by `_open_temporary`; None where the folder can have no such link."""
+    file = path.open("r+b")
+    try:
+        lock_if_free(file.fileno())
+        temporary = folder / f"{TEMPORARY}{HOST}-{secrets.token_hex(8)}"
+        os.link(path, temporary)
+    except OSError as error:
+        file.close()
+        if error.errno not in _NO_LINK:
+            raise
+        return None
+    with suppress(OSError, AttributeError):
+        os.setxattr(temporary, _WHO, this_writer().encode())
+    return file, temporary
 
 
 def _open_temporary(folder: Path) -> tuple[IO[bytes], Path]:

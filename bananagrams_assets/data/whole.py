@@ -6,6 +6,7 @@ hold pixels that make no sense: the alignment, which decodes every picture, has 
 
 from __future__ import annotations
 
+import struct
 import zlib
 from contextlib import suppress
 from typing import TypeAlias
@@ -14,6 +15,7 @@ from ..vision.images import PictureError, Probe, decode, probe
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_PNG_CHUNK, _PNG_SUM = struct.Struct(">I4s"), struct.Struct(">I")
 _HEAD = 2**16
 _LARGE = 2**17
 _LOCKED = 5120
@@ -58,29 +60,28 @@ def ends_well(data: Data) -> bool:
 
 def _png_ends(view: memoryview) -> bool:
     """PNG third edition, 5.3: length, type, content, CRC-32 of type and content."""
-    position = len(_PNG)
-    while position + 12 <= len(view):
-        end = position + 8 + int.from_bytes(view[position : position + 4], "big")
-        if end + 4 > len(view) or _crc32(view[position + 4 : end]) != int.from_bytes(
-            view[end : end + 4], "big"
-        ):
+    position, size = len(_PNG), len(view)
+    while position + 12 <= size:
+        length, kind = _PNG_CHUNK.unpack_from(view, position)
+        end = position + 8 + length
+        if end + 4 > size or _crc32(view, position + 4, end) != _PNG_SUM.unpack_from(view, end)[0]:
             return False
-        if bytes(view[position + 4 : position + 8]) == b"IEND":
+        if kind == b"IEND":
             return True
         position = end + 4
     return False
 
 
-def _crc32(view: memoryview) -> int:
+def _crc32(view: memoryview, start: int, end: int) -> int:
     """zlib.crc32, which gives up the interpreter's lock for more than 5 KB.
 
     Encoders write chunks of 8 to 64 KB: for each of them the lock would cost more than the sum.
     """
-    if len(view) > _LARGE:
-        return zlib.crc32(view)
+    if end - start > _LARGE:
+        return zlib.crc32(view[start:end])
     value = 0
-    for start in range(0, len(view), _LOCKED):
-        value = zlib.crc32(view[start : start + _LOCKED], value)
+    for at in range(start, end, _LOCKED):
+        value = zlib.crc32(view[at : min(at + _LOCKED, end)], value)
     return value
 
 

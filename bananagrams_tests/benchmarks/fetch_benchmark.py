@@ -3,8 +3,12 @@
 A server on the loopback address, a process of its own, answers after 20 ms with pictures of real sizes
 under the paths of the public data set. Each client runs in a fresh process, in turn. The bare client and
 the `requests` loop ask with the same concurrency, or one by one, and save each body to a file, as a script
-would; the third does nothing with them. Ours checks and hashes pictures, keeps each one against a kill, and
-writes shard and table.
+would. Ours checks and hashes pictures, keeps each one against a kill, and writes shard and table, which are
+on the disk when it ends. Plain scripts end while their bytes are still in the system's cache: so one row is
+the bare client that ends as ours does, with `fsync` of what it wrote, and one is the bare client that
+keeps nothing.
+
+Bodies go to TMPDIR: a folder of a disk, or of memory (/dev/shm) to leave the disk out.
 
 python -m bananagrams_tests.benchmarks.fetch_benchmark [--pairs 1000] [--concurrency 16] [--rounds 1]
 """
@@ -129,18 +133,28 @@ def bare_client(base: str, pairs: int, concurrency: int, keep: Callable[[str, by
     return asyncio.run(main())
 
 
+def bare_client_on_disk(base: str, pairs: int, concurrency: int) -> int:
+    size = bare_client(base, pairs, concurrency)
+    for path in Path(os.environ["DAGSTER_HOME"]).iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    return size
+
+
 def bare_client_in_memory(base: str, pairs: int, concurrency: int) -> int:
     return bare_client(base, pairs, concurrency, keep=lambda url, body: len(body))
 
 
 CLIENTS: dict[str, Callable[[str, int, int], int]] = {
-    "ours": ours, "bare aiohttp": bare_client, "bare aiohttp, nothing kept": bare_client_in_memory,
+    "ours": ours, "bare aiohttp": bare_client, "bare aiohttp, fsync": bare_client_on_disk,
+    "bare aiohttp, nothing kept": bare_client_in_memory,
     "requests loop": requests_loop,
 }  # fmt: skip
 
 MODULES = {
     "ours": ("aiohttp", "pandas", "pyarrow.compute", "pyarrow.parquet", "bananagrams_assets.data.pairs"),
     "bare aiohttp": ("aiohttp",),
+    "bare aiohttp, fsync": ("aiohttp",),
     "bare aiohttp, nothing kept": ("aiohttp",),
     "requests loop": ("requests",),
 }
@@ -164,6 +178,12 @@ def peak_mb() -> float:
     """Peak resident memory of this process. That of getrusage begins with what its parent had."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system of a folder, as the system calls it."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    return max((len(at), kind) for at, kind in mounts if folder.resolve().is_relative_to(at))[1]
 
 
 def measure(name: str, base: str, pairs: int, concurrency: int) -> dict[str, Any]:
@@ -215,6 +235,7 @@ def main() -> None:
         run_client(chosen.client, chosen.base, chosen.pairs, chosen.concurrency)
         return
     names = [name for name in CLIENTS if not (chosen.without_requests and name == "requests loop")]
+    print(f"bodies go to {tempfile.gettempdir()} ({file_system(Path(tempfile.gettempdir()))})")
     with server(chosen.latency) as base:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _ in range(chosen.rounds):

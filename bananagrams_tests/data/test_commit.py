@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bananagrams_assets.data import s3
+from bananagrams_assets.data.product import FileInfo
 from bananagrams_assets.data.store import (
     Conflict,
     DamagedObject,
@@ -252,3 +254,48 @@ def test_a_server_without_conditions_is_asked_just_before(
     assert store.read("a.bin") == b"theirs"
     with pytest.raises(MissingObject):
         store.read("b")
+
+
+def made(folder: Path, data: bytes) -> tuple[Path, FileInfo]:
+    path = folder / "made"
+    path.write_bytes(data)
+    return path, FileInfo(len(data), sha256(data))
+
+
+def test_a_file_is_taken_over_as_it_is(store: Store, size: int, tmp_path: Path) -> None:
+    store.write("p/a.bin", b"stale")
+    path, info = made(tmp_path, bytes(size))
+    for _ in range(2):
+        store.adopt("p/a.bin", path, info)
+        assert store.read("p/a.bin") == bytes(size)
+        assert store.list("") == ["p/a.bin"]
+        assert path.read_bytes() == bytes(size)
+    if isinstance(store, LocalStore):
+        assert not list(store.folder.rglob(".tmp-*"))
+        assert (store.folder / "p/a.bin").samefile(path)
+
+
+def test_a_file_of_another_file_system_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    def link(path: Path, other: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", link)
+    store = LocalStore(tmp_path / "store")
+    path, info = made(tmp_path, bytes(size))
+    store.adopt("p/a.bin", path, info)
+    assert store.read("p/a.bin") == bytes(size)
+    assert not (store.folder / "p/a.bin").samefile(path)
+
+
+def test_a_file_taken_over_does_not_undo_what_came_after_its_run_began(store: Store, tmp_path: Path) -> None:
+    store.write("p/a.bin", b"stale")
+    slow = store.for_run(["p/"], {})
+    store.write("p/a.bin", b"theirs")
+    path, info = made(tmp_path, b"ours")
+    with pytest.raises(Conflict, match=info.sha256):
+        slow.adopt("p/a.bin", path, info)
+    assert store.read("p/a.bin") == b"theirs"
+    path, info = made(tmp_path, b"theirs")
+    slow.adopt("p/a.bin", path, info)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from bananagrams_assets.data.manifest import build_manifest
 from bananagrams_assets.data.pairs import fetch_pairs
 from bananagrams_assets.data.product import Product
 from bananagrams_assets.data.samples import Sample, read_samples
-from bananagrams_assets.data.store import LocalStore, StoreError
+from bananagrams_assets.data.store import LocalStore, StoreError, sha256_of
 from bananagrams_assets.data.tables import read_table
 from bananagrams_assets.vision.images import encode_jpeg
 
@@ -268,10 +269,38 @@ def test_a_full_disk_ends_the_stage_and_leaves_nothing(
     answers = {number: (body(BEFORE), body(AFTER)) for number in range(100)}
     profile = served(server, tmp_path, answers)
     build_manifest(store, profile, quiet)
-    full = FullDisk(store.folder)
-    with pytest.raises(StoreError, match="No space left"):
-        fetch_pairs(full, profile, SHARD, quiet)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10 * len(AFTER), limits[1]))
+    try:
+        with pytest.raises(StoreError, match=f"{SHARD}.*File too large"):
+            fetch_pairs(store, profile, SHARD, quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert store.list("image_pairs/") == []
-    assert not [path for path in store.folder.rglob(".tmp-*") if path.is_file()]
     # What was ahead is given up with it.
     assert sum(server.asked.values()) < 200
+    before = sum(server.asked.values())
+    stats = fetch_pairs(store, profile, SHARD, quiet).stats
+    assert stats["ok"] == 100
+    assert stats["fetched"] == sum(server.asked.values()) - before < 200
+
+
+def test_a_full_disk_of_the_store_ends_the_stage_and_keeps_the_pictures(
+    store: LocalStore, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(path: Path, other: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    # The store is on another file system than the spool.
+    monkeypatch.setattr(os, "link", link)
+    profile = served(server, tmp_path, {number: (body(BEFORE), body(AFTER)) for number in range(9)})
+    build_manifest(store, profile, quiet)
+    with pytest.raises(StoreError, match="No space left"):
+        fetch_pairs(FullDisk(store.folder), profile, SHARD, quiet)
+    assert store.list("image_pairs/") == []
+    assert not [path for path in store.folder.rglob(".tmp-*") if path.is_file()]
+    asked = sum(server.asked.values())
+    product = fetch_pairs(store, profile, SHARD, quiet)
+    assert (product.stats["resumed"], sum(server.asked.values())) == (18, asked)
+    with store.open(layout.pairs_tar(SHARD)) as file:
+        assert sha256_of(file) == product.files[layout.pairs_tar(SHARD)].sha256

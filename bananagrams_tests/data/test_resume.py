@@ -19,7 +19,7 @@ from bananagrams_assets.config import Profile
 from bananagrams_assets.data import layout
 from bananagrams_assets.data.manifest import build_manifest
 from bananagrams_assets.data.pairs import fetch_pairs
-from bananagrams_assets.data.spool import Spool, open_spool, spool_folder
+from bananagrams_assets.data.spool import Spool, open_spool, picture_name, pictures_in, spool_folder
 from bananagrams_assets.data.store import LocalStore, Store, StoreError
 from bananagrams_assets.data.tables import MANIFEST, read_table, write_table
 from bananagrams_assets.vision.images import encode_jpeg
@@ -83,15 +83,8 @@ def start(store: Store, profile: Profile) -> subprocess.Popen[str]:
 
 def finished(store: Store, profile: Profile, server: Server) -> set[str]:
     """Paths of the pictures that an ended run has left whole."""
-    folder = spool_folder(store.url, SHARD)
-    if not folder.is_dir():
-        return set()
-    spool = Spool(folder, profile.fetch.digest())
-    return {
-        path
-        for path in list(server.asked)
-        if spool.holds(f"{server.url}{path}") and spool.find(f"{server.url}{path}")
-    }
+    kept, kind = pictures_in(spool_folder(store.url, SHARD)), profile.fetch.digest()
+    return {path for path in list(server.asked) if picture_name(kind, f"{server.url}{path}") in kept}
 
 
 def wait_for_requests(server: Server, more: int, process: subprocess.Popen[str]) -> None:
@@ -261,3 +254,75 @@ def test_what_is_left_of_a_picture_is_found_out(tmp_path: Path) -> None:
         assert spool.find("x") is None
         assert not spool.holds("y")
     assert not spool_folder("store", SHARD).exists()
+
+
+def interrupted(store: Store, profile: Profile, server: Server, waiting: int) -> None:
+    """Start a run over the shard and kill it once so many pictures are kept."""
+    process = start(store, profile)
+    while len(finished(store, profile, server)) < waiting and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_what_follows_a_record_that_failed_or_changed_is_not_fetched_again(
+    server: Server, tmp_path: Path
+) -> None:
+    profile = remote(server, tmp_path, 12, attempts=1, timeout_s=60.0)
+    store, whole = LocalStore(tmp_path / "store"), LocalStore(tmp_path / "whole")
+    build_manifest(store, profile, quiet)
+    build_manifest(whole, profile, quiet)
+    urls = [found["input_url"] for found in read_table(store, layout.manifest_table(SHARD))]
+    gone, broken, slow = (urls[at].removeprefix(server.url) for at in (2, 4, 11))
+    server.answers.update({gone: status(404), broken: status(500), slow: stalled})
+    interrupted(store, profile, server, 21)
+    server.asked.clear()
+    server.answers.update({broken: body(BEFORE[0]), slow: body(BEFORE[1])})
+    again = fetch_pairs(store, profile, SHARD, quiet)
+    assert set(server.asked) == {broken, slow}
+    assert again.content == fetch_pairs(whole, profile, SHARD, quiet).content
+    assert store.read(layout.pairs_tar(SHARD)) == whole.read(layout.pairs_tar(SHARD))
+
+
+def test_a_tar_that_lost_bytes_is_taken_up_as_far_as_it_is_whole(server: Server, tmp_path: Path) -> None:
+    profile = remote(server, tmp_path, 12, timeout_s=60.0)
+    server.answers["/11.jpg"] = stalled
+    store, whole = LocalStore(tmp_path / "store"), LocalStore(tmp_path / "whole")
+    build_manifest(store, profile, quiet)
+    build_manifest(whole, profile, quiet)
+    interrupted(store, profile, server, 23)
+    tar = spool_folder(store.url, SHARD) / "pairs.tar"
+    data = bytearray(tar.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4096] = bytes(4096)
+    tar.write_bytes(data)
+    server.asked.clear()
+    server.answers["/11.jpg"] = body(BEFORE[11 % 3])
+    stats = fetch_pairs(store, profile, SHARD, quiet).stats
+    assert 0 < stats["resumed"] == 24 - sum(server.asked.values()) < 23
+    fetch_pairs(whole, profile, SHARD, quiet)
+    assert store.read(layout.pairs_tar(SHARD)) == whole.read(layout.pairs_tar(SHARD))
+
+
+def test_a_run_killed_between_tar_and_table_fetches_nothing_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, store = remote(server, tmp_path, 4), LocalStore(tmp_path / "store")
+    build_manifest(store, profile, quiet)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bananagrams_assets.data.pairs.write_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_pairs(store, profile, SHARD, quiet)
+    tar = store.read(layout.pairs_tar(SHARD))
+    records = read_table(store, layout.manifest_table(SHARD))
+    write_table(store, layout.manifest_table(SHARD), MANIFEST, records[:2])
+    with store.open(layout.pairs_tar(SHARD)) as reader:
+        assert fetch_pairs(store, profile, SHARD, quiet).stats["ok"] == 2
+        # The file that the store had already is not changed under its readers.
+        assert reader.read() == tar
+    assert set(server.asked.values()) == {1}

@@ -122,13 +122,9 @@ def test_names_stay_inside(store: Store) -> None:
 
 
 def test_a_killed_run_is_taken_up_where_it_ended(
-    store: Store, port: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, weed: Weed, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "tests",
-        "AWS_SECRET_ACCESS_KEY": "tests-secret", "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
-    for name, value in environment.items():
+    for name, value in weed.variables.items():
         monkeypatch.setenv(name, value)
     profile, whole = remote(server, tmp_path, 40, latency_s=0.05), LocalStore(tmp_path / "whole")
     build_manifest(store, profile, quiet)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bananagrams_assets.data.layout import pairs_tar
+from bananagrams_assets.data.spool import pictures_in
 from bananagrams_assets.data.store import LocalStore
 from bananagrams_assets.vision.images import encode_jpeg
 
@@ -67,7 +68,12 @@ def test_a_run_that_is_terminated_ends_within_five_seconds_and_keeps_its_picture
             assert ended(server, launch(server, "manifest", None)) == "SUCCESS"
             run = launch(server, "image_pairs", SHARD)
             spool = server.home / "spool"
-            wait_for(server, "eleven pictures", lambda: len(list(spool.glob("*/[!.]*"))) >= 11, 120)
+            wait_for(
+                server,
+                "eleven pictures",
+                lambda: sum(map(len, map(pictures_in, spool.glob("*/")))) >= 11,
+                120,
+            )
             assert pictures.asked["/5.jpg"] == 1
             began = time.monotonic()
             server.query(TERMINATE, id=run)
