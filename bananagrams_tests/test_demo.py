@@ -150,7 +150,8 @@ def test_evaluate_prints_metrics_beside_the_baselines(demo: Demo) -> None:
 def test_pretrained_weights_with_no_network_name_the_three_choices(demo: Demo, tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     done = demo.command(
-        "train", "--rebuild", *SHORT, "--set", "model.image_weights=pretrained",
+        "train", "--rebuild", *SHORT, "--set", "model.image_encoder=resnet18",
+        "--set", "model.image_weights=pretrained",
         TORCH_HOME=str(tmp_path), HF_HOME=str(tmp_path), **nowhere,
     )  # fmt: skip
     assert done.returncode == 1

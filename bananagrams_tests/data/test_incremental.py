@@ -91,7 +91,9 @@ def test_one_mask_setting_touches_masks_and_what_reads_them_alone(store: Store, 
     before = touched(store)
     other = profile(manifest, mask={"border_px": 9})
     built = build_all(store, other)
-    assert {name.split("/")[0] for name in built} == {"edit_masks", "shards", "split_index"}
+    assert {name.split("/")[0] for name in built} == {
+        "edit_masks", "shards", "split_index", "validation_overlays",
+    }  # fmt: skip
     for name, reasons in built.items():
         if not name.startswith("split_index"):
             assert "mask.border_px: 4 → 9" in reasons

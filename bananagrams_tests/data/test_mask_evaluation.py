@@ -196,10 +196,10 @@ def test_the_check_measures_once_for_each_settings(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(mask_check, "mask_ious", measure)
     store = LocalStore(tmp_path)
-    wider = Profile.model_validate({"mask": {"close_px": 9}})
+    wider = Profile.model_validate({"mask": {"close_px": 11}})
     for profile in (Profile(), Profile(), wider, wider):
         assert measured_mask_ious(store, profile, _quiet) == {"add": [0.9]}
-    assert calls == [7, 9]
+    assert calls == [9, 11]
     store.write("checks/mask_iou.json", b"[]")
     measured_mask_ious(store, wider, _quiet)
-    assert calls == [7, 9, 9]
+    assert calls == [9, 11, 11]

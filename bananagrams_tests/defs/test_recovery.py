@@ -107,7 +107,9 @@ def test_a_killed_worker_and_a_killed_dagster_lose_no_checkpoint(settings: Profi
     assert (run.info.run_id, run.info.status) == (note["mlflow_run_id"], "FINISHED")
     steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "loss")}
     assert steps >= set(range(5, 65, 5))
-    assert [version.version for version in client.search_model_versions("name = 'bananagrams-mask'")] == ["1"]
+    assert [
+        int(version.version) for version in client.search_model_versions("name = 'bananagrams-mask'")
+    ] == [1]
     assert not store.exists(launch.UNFINISHED)
     assert not store.list(f"{launch.OUTPUT}/jobs/")
 

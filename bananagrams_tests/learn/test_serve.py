@@ -67,7 +67,7 @@ def test_a_version_carries_its_card_its_data_and_an_example(published: Any) -> N
     assert version.description is not None
     assert "## Limits" in version.description
     assert "| dev | 8 | unknown |" in version.description
-    assert "resnet18" in version.description
+    assert "resnet10" in version.description
     run = client.get_run(str(version.run_id))
     assert run.inputs is not None
     assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"test"}

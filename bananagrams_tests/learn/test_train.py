@@ -140,7 +140,7 @@ sys.stdout.buffer.write(model.predict(rows)["mask"][0])
     predictor = registry.load(job.tracking_uri, job.profile)
     here = predict.predict(predictor, [picture], ["Tint the left half."])[0]
     assert here.dtype == np.float32
-    assert np.array_equal(here >= 0.5, mask == 255)
+    assert np.array_equal(here >= predictor.threshold, mask == 255)
 
 
 def test_a_registered_model_is_scored_as_it_was_at_the_end_of_training(trained: Any) -> None:
