@@ -22,7 +22,7 @@ from bananagrams_assets.vision.mask import (
     without_specks,
 )
 from bananagrams_assets.vision.mask import edit_mask as masked
-from bananagrams_assets.vision.tone import explain_tone
+from bananagrams_assets.vision.tone import alike_detail, explain_tone
 from bananagrams_tests.vision.pictures import box, iou, moved, textured
 
 SETTINGS = MaskSettings()
@@ -255,3 +255,24 @@ def test_an_edit_that_reaches_the_ignored_border_goes_on_over_it() -> None:
     whole = continued(mask, known, ~known)
     assert whole[6:].all()
     assert not whole[:6].any()
+
+
+def test_thin_strokes_stay_thin_in_a_picture_larger_than_the_working_size() -> None:
+    before = textured(31, 1024, 768)
+    letters = np.zeros(before.shape[:2], np.uint8)
+    cv2.putText(letters, "Half price today", (200, 400), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 255, 3)
+    truth = letters > 127
+    found = in_place(before, np.where(truth[..., None], np.array([250, 30, 200], np.uint8), before))
+    assert found.verdict == "local"
+    assert iou(found.mask, truth) > 0.8
+
+
+def test_new_ground_of_the_old_colour_does_not_pass_for_the_old_in_another_light() -> None:
+    before = textured(32, 320, 240)
+    truth = box(before, 0.0, 0.0, 1.0, 0.55)
+    lighter = np.clip(textured(33, 320, 240).astype(np.int16) + 12, 0, 255).astype(np.uint8)
+    assert alike_detail(before, before, (64, 48)).min() > 0.99
+    assert alike_detail(before, lighter, (64, 48)).mean() < 0.1
+    found = in_place(before, np.where(truth[..., None], lighter, before))
+    assert found.verdict == "local"
+    assert iou(found.mask, truth) > 0.85
