@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
     from .product import FileInfo
 
-PART_BYTES = 2**23
-"""Of a multipart upload; larger where an object would have more than 10,000 of them."""
+PART_BYTES = 5 * 2**20
+"""Of a multipart upload, the least that S3 takes; more where an object would have more than 10,000 parts."""
 _MOST_PARTS = 10_000
-_SENDERS = 4
+_SENDERS = 2
 _BLOCK = 2**20
 _RACES = 5
 _CHANGED = {"PreconditionFailed", "412"}
@@ -67,7 +67,7 @@ class S3Store(RunView):
     metadata and compared by who reads it to its end. Reading takes up a broken connection where it broke.
 
     A server that has answered before and does not now (as one that is restarted) is asked again for
-    `patience_s`, beyond the client's own tries. At most 4 parts are in memory.
+    `patience_s`, beyond the client's own tries. At most 2 parts are in memory.
 
     What a dead run has left of a multipart upload, the next run on this machine aborts: uploads under way are
     noted under TMPDIR, in files that their process has locked. Those of other machines go after a day.

@@ -257,7 +257,7 @@ def redrawn_outline(mask: Mask, before: RGB, after: RGB, homography: Floats, ton
         left * small_width // width : -(-right * small_width // width),
     ]
     light = np.asarray(cv2.resize(light, (right - left, bottom - top)), np.int16)
-    drawn = apply_tone(drawn, tone.curve, light)
+    drawn = apply_tone(drawn, tone.curve, tone.mix, light)
     difference = lab_difference(np.ascontiguousarray(before[box]), drawn, blur_px=1)
     coarse = mask[box].astype(np.uint8)
     near = _disc(2 * reach + 1)

@@ -27,6 +27,9 @@ FIELD_SIGMA = 0.06
 SCALES = (40.0, 24.0, 14.0, 10.0)
 """Levels at which a pixel's difference counts half, one for each step of the fit (annealing)."""
 
+GREY = np.array([0.299, 0.587, 0.114], np.float32)
+"""Shares of red, green and blue in a pixel's grey (ITU-R BT.601)."""
+
 LEAST_SLOPE = 0.15
 """A curve flatter than this does not explain a picture, it erases it."""
 
@@ -48,13 +51,14 @@ LEAST_LIKE = 0.03
 class Tone:
     """`picture`: the edited picture with the input's tone, uint8 (H, W, 3); `unchanged`: bool (H, W),
     the pixels that the fit takes for the same in both; `shift`: how far it moved those, in mean
-    CIE Lab dE. `curve`: uint8 (1, 256, 3), what each level becomes; `light`: int16 (H, W, 3), levels to
-    add then."""
+    CIE Lab dE. `curve`: uint8 (1, 256, 3), what each level becomes; `mix`: float32 (3, 3), what the
+    channels add to each other; `light`: int16 (H, W, 3), levels to add then."""
 
     picture: RGB
     unchanged: Mask
     shift: float
     curve: RGB
+    mix: NDArray[np.float32]
     light: NDArray[np.int16]
 
 
@@ -75,7 +79,9 @@ def explain_tone(before: RGB, after: RGB, known: Mask) -> Tone:
     inside = cv2.resize(known.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.99
     if not inside.any():
         same = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-        return Tone(after, known & False, 0.0, same, np.zeros(after.shape, np.int16))
+        return Tone(
+            after, known & False, 0.0, same, np.zeros((3, 3), np.float32), np.zeros(after.shape, np.int16)
+        )
 
     alike = alike_detail(before, after, size) * inside
     if alike.sum() < LEAST_LIKE * inside.sum():
@@ -89,21 +95,24 @@ def explain_tone(before: RGB, after: RGB, known: Mask) -> Tone:
     table = _apply_curve(np.repeat(np.arange(256, dtype=np.float32)[:, None, None], 3, axis=2), curve)
     # The curve in whole levels, then the field on top: rounding costs half a level, floats twice the time.
     levels = np.clip(np.rint(table), 0, 255).astype(np.uint8).reshape(1, 256, 3)
+    mix = np.asarray(curve[3][:, None] / 255 * (GREY[None] - np.eye(3)), np.float32)
     light = cv2.resize(np.rint(field).astype(np.int16), (width, height), interpolation=cv2.INTER_LINEAR)
     moved = np.linalg.norm(lab(_apply_curve(drawn, curve) + field) - lab(drawn), axis=2)
     grown = cv2.resize(unchanged.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
     return Tone(
-        apply_tone(after, levels, light),
+        apply_tone(after, levels, mix, light),
         grown & known,
         float(moved[unchanged].mean()) if unchanged.any() else 0.0,
         levels,
+        mix,
         np.asarray(light, np.int16),
     )
 
 
-def apply_tone(picture: RGB, curve: RGB, light: NDArray[Any]) -> RGB:
-    """A picture, uint8 (H, W, 3), through a Tone's curve, with as much of its light, int16 (H, W, 3)."""
-    return np.asarray(cv2.add(cv2.LUT(picture, curve), light, dtype=cv2.CV_8U), np.uint8)
+def apply_tone(picture: RGB, curve: RGB, mix: NDArray[np.float32], light: NDArray[Any]) -> RGB:
+    """A picture, uint8 (H, W, 3), through a Tone's curve and mix, with its light, int16 (H, W, 3), on top."""
+    mixed = cv2.add(cv2.transform(picture.astype(np.int16), mix), light)
+    return np.asarray(cv2.add(cv2.LUT(picture, curve), mixed, dtype=cv2.CV_8U), np.uint8)
 
 
 def alike_detail(before: RGB, after: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -132,18 +141,23 @@ def lab(picture: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _fit_curve(goal: Picture, drawn: Picture, alike: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(3, 3): constant, linear and quadratic coefficient (rows) of each channel (columns).
+    """(4, 3): constant, linear, quadratic and saturation coefficient (rows) of each channel (columns).
+
+    The last is of a pixel's grey less the channel: what makes a picture paler or more colourful, and no
+    curve of one channel can.
 
     `goal`, `drawn`: (N, 3) levels; `alike`: (N,), the weight of each, 0..1."""
-    curve = np.zeros((3, 3), np.float32)
+    curve = np.zeros((4, 3), np.float32)
     curve[1] = 255.0
     same = alike > 0.5
     curve[0] = [_mode((goal[:, c] - drawn[:, c])[same]) for c in range(3)]
     x = drawn / 255.0
-    terms = np.ascontiguousarray(np.stack([np.ones_like(x), x, x * x], axis=2).transpose(1, 0, 2))
-    targets = goal.T[..., None]  # terms: (3 channels, N, 3 terms), targets: (3 channels, N, 1)
-    # A picture of one colour tells nothing of slope or bend: those stay where they are.
-    prior = np.diag([1e-3, 3e-3, 1e-2]).astype(np.float32) * len(x)
+    terms = np.ascontiguousarray(
+        np.stack([np.ones_like(x), x, x * x, (x @ GREY)[:, None] - x], axis=2).transpose(1, 0, 2)
+    )
+    targets = goal.T[..., None]  # terms: (3 channels, N, 4 terms), targets: (3 channels, N, 1)
+    # A picture of one colour tells nothing of slope, bend or saturation: those stay where they are.
+    prior = np.diag([1e-3, 3e-3, 1e-2, 3e-3]).astype(np.float32) * len(x)
     start = curve.copy()
     start[0] = np.clip(start[0], -64, 64)
     for scale in SCALES:
@@ -159,7 +173,8 @@ def _fit_curve(goal: Picture, drawn: Picture, alike: NDArray[np.float32]) -> NDA
 
 def _apply_curve(picture: NDArray[Any], curve: NDArray[np.float32]) -> Picture:
     x = picture / np.float32(255.0)
-    return np.asarray(curve[0] + x * (curve[1] + x * curve[2]), np.float32)
+    toned = curve[0] + x * (curve[1] + x * curve[2]) + ((x @ GREY)[..., None] - x) * curve[3]
+    return np.asarray(toned, np.float32)
 
 
 def _mode(difference: NDArray[np.float32]) -> float:
