@@ -1,7 +1,5 @@
 """Where a training runs: on this machine, as an Amazon ECS task, as a Ray job. All start one entry."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -106,7 +104,9 @@ def _ray(context: dg.AssetExecutionContext, settings: LauncherSettings, devices:
         from dagster_ray import PipesRayJobClient
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
-        raise _lacking("ray", error) from None
+        raise LaunchError(
+            f"launcher.kind ray needs more packages ({error}): pip install 'bananagrams[ray]'"
+        ) from None
     ray = settings.ray
     try:
         JobSubmissionClient(ray.address)
@@ -130,12 +130,6 @@ def _refuse_failures(parsed: dict[str, Any], **others: Any) -> None:
             f"{failure.get('reason')} {failure.get('detail') or ''}".strip() for failure in parsed["failures"]
         }
         raise RuntimeError(f"ECS started no task: {'; '.join(sorted(reasons))}")
-
-
-def _lacking(extra: str, error: ImportError) -> LaunchError:
-    return LaunchError(
-        f"launcher.kind {extra} needs more packages ({error}): pip install 'bananagrams[{extra}]'"
-    )
 
 
 LAUNCHERS: dict[str, Callable[[dg.AssetExecutionContext, LauncherSettings, int | None, str], Any]] = {
