@@ -4,8 +4,9 @@ Coarse to fine: SIFT features on small copies say roughly how the pictures lie; 
 grid of corners is tracked at the working size, which places the picture's corners to a few tenths of a
 pixel of the full size. The model is the simplest that the tracks support, because an editor's output is
 most often a resize or a crop, and a full homography fitted to the few places that an edit leaves swings at
-the corners. At last both pictures' detail is compared where they came to lie: what does not look alike
-there is not aligned, however well some points agree.
+the corners. Where a corner shows something else in the edited picture, its track means nothing; those that
+show the same are believed first, and how far they leave the picture's own corners free to swing is part of
+the confidence.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ DETAIL_GAIN = 40.0
 CELL_PX = 20
 """One corner is tracked in each cell of this size, at the working size."""
 WINDOW_PX = 15
+UNLIKE = 0.6
+"""Share of the detail in its window from which what differs at a tracked corner makes it another thing."""
+LEAST_RESIDUAL_PX = 0.1
+MOSTLY = 0.3
+"""Where a smaller share of all tracks agrees, many of them do by chance and pull at the fit."""
 TRACKING = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 15, 0.03)
 """At most 15 steps of a track, fewer where one is under 0.03 px."""
 TRACK_PX = 1.0
@@ -73,17 +79,16 @@ STILL = 2e-5
 
 COMPARED_PX = 16
 """Side of the cells in which detail is compared, at the working size."""
-ALIKE = 0.5
-"""Correlation of a cell's detail from which it shows the same thing."""
 
 EQUAL_PX = 128
 EQUAL_LEVELS = 1.0
 EQUAL_CONFIDENCE = 0.1
 """Pictures that differ by less than this many levels in the mean, at this size, pass as equal."""
 
-WEIGHTS = {"": -9.75, "inliers": 1.82, "ratio": 3.6, "alike": 8.53}
-"""Of the confidence: the natural logarithm of the number of `inliers`, their `ratio`, and the share of cells
-of the overlap that look `alike`. The covariance of the fit and the number of matched features add nothing."""
+WEIGHTS = {"": -18.8, "inliers": 0.4, "ratio": 4.11, "swing": -2.53}
+"""Of the confidence: the natural logarithm of the number of `inliers` among the tracks that were used, their
+`ratio`, and the logarithm of how far the corners may `swing`. How many features matched adds nothing, nor
+does the share of the pictures that looks alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,6 +336,15 @@ def _margin(size: Size) -> int:
     return min(WINDOW_PX // 2, min(size) // 8)
 
 
+class _Tracks(NamedTuple):
+    """Corners tracked from the input into the edited picture: float64 (N, 2) px at the working sizes, and
+    which of them show the same thing in both pictures, bool (N,)."""
+
+    source: Floats
+    target: Floats
+    same: NDArray[np.bool_]
+
+
 def _refined(
     fixed: _View, moving: _View, corners: Floats, start: _Start, settings: AlignSettings
 ) -> Fit | str:
@@ -338,59 +352,119 @@ def _refined(
 
     Once more from where that leads, if it leads further than a pixel. Returns why, where it fails.
     """
-    homography, method = start.homography, ""
+    homography = start.homography
     detail = 255 - moving.detail if start.negative else moving.detail
     outline = frame(moving.size)
+    best: Fit | None = None
     for levels in (2 if start.matches else 4, 1):
-        back = np.asarray(np.linalg.inv(homography), np.float64)
-        origin = project(back, corners)
-        margin = _margin(moving.size)
-        at = corners[((origin > outline[0] + margin) & (origin < outline[2] - margin)).all(axis=1)]
-        if len(at) < settings.min_inliers:
-            return f"only {len(at)} corners to track; {settings.min_inliers} needed"
-        points = at.astype(np.float32)
-        found, status, _ = cv2.calcOpticalFlowPyrLK(
-            fixed.detail,
-            _drawn(detail, homography, fixed.size),
-            points,
-            points.copy(),
-            winSize=(WINDOW_PX, WINDOW_PX),
-            maxLevel=levels,
-            criteria=TRACKING,
-        )
-        kept = np.asarray(status).ravel() > 0
-        if kept.sum() < settings.min_inliers:
-            return f"only {kept.sum()} corners found again; {settings.min_inliers} needed"
-        target = at[kept]
-        source = project(back, np.asarray(found, np.float64)[kept])
-        rough = _fitted(homography, source, target, MODELS["homography"], DRIFT_PX)
-        chosen = _choose(
-            source, target, rough, moving.size, fixed.size, TRACK_PX, settings.min_inliers, settings
-        )
-        if isinstance(chosen, str):
-            return chosen
-        method, better = chosen
+        tracks = _tracked(fixed, detail, homography, corners, levels, settings)
+        if isinstance(tracks, str):
+            return best or tracks
+        best, problem = None, ""
+        # Where most is replaced, few tracks mean anything; where all is redrawn, few corners look the same.
+        for used in (tracks.same, np.full(len(tracks.same), True)):
+            found = _by_tracks(fixed, moving, homography, tracks, used, settings)
+            if isinstance(found, str):
+                problem = found
+            elif best is None or (found.inlier_ratio > MOSTLY and found.confidence > best.confidence):
+                best = found
+            if best and best.confidence >= SURE:
+                break
+        if best is None:
+            return problem
+        better = rescaled(best.homography, moving.full, moving.size, fixed.full, fixed.size)
         led = float(np.abs(project(better, outline) - project(homography, outline)).max())
         homography = better
         if led < 1:
             break
-    squared = _squared(homography, source, target)
+    return best or problem
+
+
+def _tracked(
+    fixed: _View,
+    detail: NDArray[np.uint8],
+    homography: Floats,
+    corners: Floats,
+    levels: int,
+    settings: AlignSettings,
+) -> _Tracks | str:
+    """Where `corners` of the input lie in the edited picture's `detail`, by a rough homography of theirs."""
+    edge = frame((detail.shape[1], detail.shape[0]))
+    back = np.asarray(np.linalg.inv(homography), np.float64)
+    origin = project(back, corners)
+    margin = _margin((detail.shape[1], detail.shape[0]))
+    at = corners[((origin > edge[0] + margin) & (origin < edge[2] - margin)).all(axis=1)]
+    if len(at) < settings.min_inliers:
+        return f"only {len(at)} corners to track; {settings.min_inliers} needed"
+    points = at.astype(np.float32)
+    found, status, unlike = cv2.calcOpticalFlowPyrLK(
+        fixed.detail,
+        _drawn(detail, homography, fixed.size),
+        points,
+        points.copy(),
+        winSize=(WINDOW_PX, WINDOW_PX),
+        maxLevel=levels,
+        criteria=TRACKING,
+    )
+    kept = np.asarray(status).ravel() > 0
+    if kept.sum() < settings.min_inliers:
+        return f"only {kept.sum()} corners found again; {settings.min_inliers} needed"
+    contrast = cv2.blur(cv2.absdiff(fixed.detail, np.full_like(fixed.detail, 128)), (WINDOW_PX, WINDOW_PX))
+    columns, rows = at[kept].astype(int).T
+    same = np.asarray(unlike).ravel()[kept] <= UNLIKE * contrast[rows, columns]
+    return _Tracks(project(back, np.asarray(found, np.float64)[kept]), at[kept], same)
+
+
+def _by_tracks(
+    fixed: _View,
+    moving: _View,
+    start: Floats,
+    tracks: _Tracks,
+    used: NDArray[np.bool_],
+    settings: AlignSettings,
+) -> Fit | str:
+    """The model that fits the `used` tracks, bool (N,), or why there is none."""
+    needed = settings.min_inliers
+    source, target = tracks.source[used], tracks.target[used]
+    if len(source) < needed:
+        return f"only {len(source)} corners look the same; {needed} needed"
+    rough = _fitted(start, source, target, MODELS["homography"], DRIFT_PX)
+    chosen = _choose(source, target, rough, moving.size, fixed.size, TRACK_PX, needed, settings)
+    if isinstance(chosen, str):
+        return chosen
+    method, homography = chosen
+    squared = _squared(homography, tracks.source, tracks.target)
     agree = squared <= TRACK_PX**2
-    polygon = overlap_polygon(homography, moving.size, fixed.size)
-    alike = _alike(fixed.detail, _drawn(detail, homography, fixed.size), polygon)
+    inliers = agree & used
+    residual_px = float(np.sqrt(squared[inliers].mean()))
     evidence = {
-        "inliers": float(np.log(agree.sum())),
-        "ratio": float(agree.mean()),
-        "alike": float(np.mean(alike > ALIKE)) if len(alike) else 0.0,
+        "inliers": float(np.log(inliers.sum())),
+        "ratio": float(inliers.sum() / used.sum()),
+        "swing": float(np.log(_swing(homography, tracks.source[inliers], frame(moving.size), residual_px))),
     }
     return Fit(
         homography=rescaled(homography, moving.size, moving.full, fixed.size, fixed.full),
         method=method,
         inliers=int(agree.sum()),
         inlier_ratio=float(agree.mean()),
-        residual_px=float(np.sqrt(squared[agree].mean())) * fixed.full[0] / fixed.size[0],
+        residual_px=residual_px * fixed.full[0] / fixed.size[0],
         evidence=evidence,
     )
+
+
+def _swing(homography: Floats, points: Floats, outline: Floats, residual_px: float) -> float:
+    """How far a full homography fitted to `points` may swing at the worst corner of `outline`.
+
+    The standard deviation, as a share of the outline's size, that least squares hands on to the corner from
+    points off by `residual_px` (Hartley and Zisserman, Multiple View Geometry, 5.2).
+    """
+    scale = float(np.abs(outline).max())
+    entries = homography * np.array([[1, 1, 1 / scale], [1, 1, 1 / scale], [scale, scale, 1]])
+    slope = _linearised(entries, points / scale)[1].reshape(-1, 8)
+    covariance = np.linalg.inv(slope.T @ slope + 1e-9 * np.eye(8))
+    corners = _linearised(entries, outline / scale)[1]
+    spread = np.einsum("dnf,fg,dng->n", corners, covariance, corners)
+    return float(np.sqrt(spread.max())) * max(residual_px, LEAST_RESIDUAL_PX) / scale
 
 
 def confidence_of(evidence: dict[str, float]) -> float:
