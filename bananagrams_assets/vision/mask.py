@@ -23,12 +23,19 @@ Difference: TypeAlias = NDArray[np.float32]
 LAB_WEIGHTS = np.array([[(100 / 255) ** 2, 1, 1]], np.float32)
 """Squared units of 8-bit Lab: L is stored as 0..255 for 0..100, a and b as they are."""
 
+PATCH_PX = 5
+PATCH_SHARE = 0.6
+"""A patch this wide, all over this share of the high threshold, starts a component too."""
+
 OUTLINE_PX = 3
 OUTLINE_SHARE = 0.28
 REDRAWN_SHARE = 0.36
 """Shares of the largest difference around it at which an outline is drawn: at the working size, where blur
 widens it, and at the input's own."""
 REDRAWN_REACH_PX = 2
+STROKE_REACHES = 4
+LINE_REACHES = 20
+"""Strokes are thinner than this many times the reach, and a line of them lower: 8 and 40 px."""
 REDRAWN_AT_MOST_PX = 250_000
 """Pixels of the largest box around a mask that is drawn anew at the input's size: others gain less than they
 cost."""
@@ -46,7 +53,7 @@ GLOBAL_SHIFT = 14.0
 """dE of tone from which a picture counts as toned anew. Redrawing alone moves it by 1 to 8."""
 GLOBAL_NOISE = 2.4
 """dE between pixels of the same content from which they are drawn anew. Redrawing alone leaves 0.3 to 1.3."""
-UNDECIDED = {"global": 0.26, "local": 1.6}
+UNDECIDED = {"global": 0.26, "local": 1.6, "geometric": 1.6}
 """Factor on what makes a mask global, by what was instructed."""
 
 
@@ -201,10 +208,14 @@ def noise_level(difference: Difference, unchanged: Mask) -> float:
 
 
 def hysteresis(difference: Difference, low: float, high: float) -> Mask:
-    """Pixels above `low` connected (8 neighbours) to one above `high` (Canny, PAMI 1986)."""
+    """Pixels above `low` connected (8 neighbours) to one above `high` (Canny, PAMI 1986), or to a patch
+    that is a little fainter: what movement leaves along an edge is thin."""
+    patch = cv2.morphologyEx(
+        (difference > PATCH_SHARE * high).astype(np.uint8), cv2.MORPH_OPEN, _disc(PATCH_PX)
+    )
     _, labels = cv2.connectedComponents((difference > low).astype(np.uint8), connectivity=8)
     keep = np.zeros(labels.max() + 1, bool)
-    keep[labels[difference > high]] = True
+    keep[labels[(difference > high) | (patch > 0)]] = True
     keep[0] = False
     return keep.take(np.asarray(labels))
 
@@ -237,8 +248,8 @@ def enlarged(mask: Mask, difference: Difference, low: float, size: Size) -> Mask
 def redrawn_outline(mask: Mask, before: RGB, after: RGB, homography: Floats, tone: Tone, low: float) -> Mask:
     """The mask (H, W) with its outline drawn anew from the input's own pixels: thin strokes stay thin.
 
-    Close to the outline, a pixel belongs to the edit where the unblurred difference is over a share of what
-    it is around. `homography` and `tone` are those of the whole pictures.
+    Close to the outline and within `strokes`, a pixel belongs to the edit where the unblurred difference is
+    over a share of what it is around. `homography` and `tone` are those of the whole pictures.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
@@ -263,9 +274,27 @@ def redrawn_outline(mask: Mask, before: RGB, after: RGB, homography: Floats, ton
     near = _disc(2 * reach + 1)
     band = cv2.dilate(coarse, near) > cv2.erode(coarse, near)
     around = cv2.dilate(difference, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    clear = difference > np.maximum(REDRAWN_SHARE * around, low)
+    # Colour bleeds from letters into the gaps between them (JPEG halves its resolution): these are drawn
+    # anew throughout.
+    band |= strokes(coarse > 0, clear, STROKE_REACHES * reach + 1, LINE_REACHES * reach)
     result = mask.copy()
-    result[box] = np.where(band, difference > np.maximum(REDRAWN_SHARE * around, low), coarse > 0)
+    result[box] = np.where(band, clear, coarse > 0)
     return result
+
+
+def strokes(mask: Mask, clear: Mask, width_px: int, height_px: int) -> Mask:
+    """The components (8 neighbours) of a mask that are small letters and lines. All bool (H, W).
+
+    Nothing in them that is `clear` is as thick as `width_px`, and they are not longer both ways than
+    `height_px`.
+    """
+    inside = (clear & mask).astype(np.uint8)
+    thick = cv2.morphologyEx(inside, cv2.MORPH_OPEN, _disc(width_px)) > 0
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    thin = stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].min(axis=1) <= height_px
+    thin[np.unique(labels[thick])] = False
+    return np.asarray(thin.take(np.asarray(labels)) & mask)
 
 
 def opened_and_closed(mask: Mask, above_noise: Mask, open_px: int, close_px: int) -> Mask:

@@ -19,6 +19,7 @@ from bananagrams_assets.vision.mask import (
     local_confidence,
     mask_evidence,
     opened_and_closed,
+    strokes,
     without_specks,
 )
 from bananagrams_assets.vision.mask import edit_mask as masked
@@ -106,6 +107,33 @@ def test_thin_text_survives_with_its_gaps_open() -> None:
     assert iou(found.mask, truth) > 0.6
     parts, _ = cv2.connectedComponents((~found.mask).astype(np.uint8), connectivity=4)
     assert parts - 1 >= 1 + 3  # the ground, and the insides of O, P and 4
+
+
+def test_the_gaps_of_small_letters_stay_open_where_jpeg_lets_colour_bleed_into_them() -> None:
+    before = np.full((480, 640, 3), 235, np.uint8)
+    cv2.circle(before, (320, 240), 150, (90, 120, 90), -1)
+    ink = np.zeros(before.shape[:2], np.uint8)
+    cv2.putText(ink, "Half price today", (20, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.7, 255, 1, cv2.LINE_AA)
+    after = np.where(ink[..., None] > 127, np.array([20, 60, 200], np.uint8), before)
+    found = in_place(before, redrawn(after))
+    assert found.verdict == "local"
+    assert iou(found.mask, ink > 127) > 0.6
+
+
+def test_strokes_are_thin_and_of_small_components_alone() -> None:
+    clear = np.zeros((100, 100), bool)
+    clear[10:12, 10:60] = clear[30:50, 10:60] = clear[60:98, 10:12] = clear[60:62, 10:60] = True
+    expected = np.zeros_like(clear)
+    expected[10:12, 10:60] = True
+    assert np.array_equal(strokes(clear, clear, 5, 20), expected)
+
+
+def test_a_faint_patch_is_an_edit_and_a_faint_line_is_not() -> None:
+    difference = np.zeros((60, 60), np.float32)
+    difference[10:30, 10:30] = difference[40:42, 5:55] = 12
+    assert np.array_equal(hysteresis(difference, 3.0, 15.0), (difference > 0) & (np.arange(60) < 35)[:, None])
+    difference[41, 30] = 16
+    assert np.array_equal(hysteresis(difference, 3.0, 15.0), difference > 0)
 
 
 def test_movement_by_half_a_pixel_is_no_edit() -> None:
