@@ -84,9 +84,9 @@ def stats_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def content_of(rows: Sequence[Mapping[str, Any]], tar_sha256: str) -> str:
+def content_of(rows: Sequence[Mapping[str, Any]], tar_digest: str) -> str:
     """Data version: what was stored and how each record fared, but not how long it took."""
-    digest = hashlib.blake2b(tar_sha256.encode(), digest_size=16)
+    digest = hashlib.blake2b(tar_digest.encode(), digest_size=16)
     for row in rows:
         what = [
             row["key"],

@@ -337,7 +337,10 @@ class _Work:
                     return number
                 self._earlier.kept += 1
                 self._answered = True
-                members = [Member(part, data) for part, data in sample.parts.items()]
+                members = [
+                    Member(part, data, hashlib.sha256(data).hexdigest())
+                    for part, data in sample.parts.items()
+                ]
             elif outcome.row["status"] == "ok" and outcome.pictures is not None:
                 found = zip(PARTS, outcome.pictures, held, strict=True)
                 members = [self._pictures.member(part, picture, body) for part, picture, body in found]

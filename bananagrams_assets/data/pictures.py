@@ -156,7 +156,9 @@ class Pictures:
         """A picture for the tar; may wait for the disk. Raises StoreError."""
         data = body.data if body is not None else self._spool.read(_name(picture.origin))
         about = None if picture.is_local else picture.about()
-        return Member(f"{part}.{picture.extension}", data, _name(picture.origin), about)
+        return Member(
+            f"{part}.{picture.extension}", data, picture.stored_sha256, _name(picture.origin), about
+        )
 
     def release(self, record: Mapping[str, Any]) -> None:
         """Let go of the pictures of a record that is written."""

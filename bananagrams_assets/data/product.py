@@ -17,7 +17,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class FileInfo:
-    """An object in the store: its length in bytes and its SHA-256 in hex."""
+    """An object in the store: its length in bytes, and its SHA-256 in hex or its digest of `members` (see
+    `digests`)."""
 
     bytes: int
     sha256: str

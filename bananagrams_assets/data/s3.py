@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from . import exposure
+from .digests import MEMBERS, digest_like, digest_of
 from .store import (
     ABANDONED_S,
     MACHINE_FAULTS,
@@ -122,7 +123,9 @@ class S3Store(RunView):
         except (_botocore_exceptions().BotoCoreError, OSError):
             data = b""
         digest = self._digests.get(name) or answer.get("Metadata", {}).get("sha256")
-        if len(data) == answer["ContentLength"] and digest in (None, hashlib.sha256(data).hexdigest()):
+        found = digest_like(digest or "")
+        found.update(data)
+        if len(data) == answer["ContentLength"] and digest in (None, found.hexdigest()):
             return bytes(data)
         # A cut or a damaged answer: in order, with more tries, and with an error that says what is wrong.
         with self.open(name) as file:
@@ -234,10 +237,11 @@ class S3Store(RunView):
                 if isinstance(content, int):
                     etag = self._multipart(name, content, size, sha256, condition)
                 else:
+                    body = content()
                     etag = self._ask(
-                        name, "put_object", Key=self.prefix + name, Body=content(),
-                        ChecksumSHA256=_b64(sha256), Metadata=_about(sha256), ContentType=_kind(name),
-                        **condition,
+                        name, "put_object", Key=self.prefix + name, Body=body,
+                        ChecksumSHA256=_checksum(body, sha256), Metadata=_about(sha256),
+                        ContentType=_kind(name), **condition,
                     )["ETag"]  # fmt: skip
             except (StoreError, MissingObject) as error:
                 cause = error.__cause__
@@ -267,7 +271,7 @@ class S3Store(RunView):
         """Another writer's object is there: fine if it is the same. Raises Conflict."""
         head = self._head(name)
         with _S3Stream(self, name, head["ContentLength"], head["ETag"]) as stream:
-            theirs = sha256_of(cast("IO[bytes]", stream))
+            theirs = digest_of(cast("IO[bytes]", stream), sha256)
         if theirs != sha256:
             writer = head.get("Metadata", {}).get("writer", "a process that is not known")
             raise conflict(
@@ -289,7 +293,7 @@ class S3Store(RunView):
 
             def send(number: int) -> dict[str, Any]:
                 data = os.pread(file, length, (number - 1) * length)
-                checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+                checksum = _checksum(data)
                 part = self._ask(
                     name, "upload_part", Key=key, UploadId=upload, PartNumber=number, Body=data,
                     ChecksumSHA256=checksum,
@@ -474,8 +478,10 @@ class _S3Stream(io.RawIOBase):
             self._body = None
 
 
-def _b64(sha256: str) -> str:
-    return base64.b64encode(bytes.fromhex(sha256)).decode()
+def _checksum(data: bytes, digest: str = MEMBERS) -> str:
+    """SHA-256 as S3 has it. Where `digest` is just that, it is of the bytes as they were made."""
+    plain = hashlib.sha256(data).digest() if digest.startswith(MEMBERS) else bytes.fromhex(digest)
+    return base64.b64encode(plain).decode()
 
 
 def _about(sha256: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..profiles import home_folder
+from .digests import MembersDigest
 from .product import FileInfo, Say
 from .samples import Data, end_of_tar, tar_member
 from .store import TEMPORARY, StoreError
@@ -51,7 +52,7 @@ class Spool:
         except (OSError, ValueError):
             # Gone or cut: then it is fetched again.
             return None
-        return about if hashlib.sha256(data).hexdigest() == about.pop("stored_sha256") else None
+        return about if hashlib.sha256(data).hexdigest() == about["stored_sha256"] else None
 
     def put(self, origin: str, about: Mapping[str, Any], data: Data, sha256: str) -> None:
         """Keep a picture of this digest and what is known of it. Raises StoreError, as for a full disk."""
@@ -92,13 +93,14 @@ class Spool:
 
 @dataclass(frozen=True)
 class Member:
-    """A picture on its way into the tar: the rest of its file's name, its bytes, and from where it came.
+    """A picture on its way into the tar: the rest of its file's name, its bytes, their SHA-256, its origin.
 
     `about` is kept for the spool, should the tar be cut before it; None for what is not fetched again.
     """
 
     part: str
     data: Data
+    sha256: str
     origin: str = ""
     about: Mapping[str, Any] | None = None
 
@@ -111,7 +113,7 @@ class GrowingTar:
 
     def __init__(self, folder: Path, kind: str, notes: Mapping[str, str]) -> None:
         self._folder, self._head = folder, {"kind": kind, "notes": dict(notes)}
-        self._sha256, self._bytes, self._written_back = hashlib.sha256(), 0, 0
+        self._digest, self._bytes, self._written_back = MembersDigest(), 0, 0
         self.path = folder / _TAR
         try:
             _make_own(self.path)
@@ -132,19 +134,19 @@ class GrowingTar:
         """
         head, entries = _read_journal(self._folder)
         kept: list[dict[str, Any]] = []
-        sha256, position = hashlib.sha256(), 0
+        digest, position = MembersDigest(), 0
         goes_on, journal_end = head == self._head, 0
         if head.get("kind") != self._head["kind"]:
             entries = []
         for entry in entries:
             data = os.pread(self._file, entry["end"] - position, position)
-            sha256.update(data)
-            if sha256.hexdigest() != entry["sha256"]:
+            digest.update(data)
+            if digest.hexdigest() != entry.get("digest"):
                 break
             goes_on = goes_on and is_next(len(kept), entry["row"])
             if goes_on:
                 kept.append(entry)
-                self._sha256, self._bytes, journal_end = sha256.copy(), entry["end"], entry.pop("journal_end")
+                self._digest, self._bytes, journal_end = digest.copy(), entry["end"], entry.pop("journal_end")
             else:
                 view = memoryview(data)
                 for picture in entry["pictures"]:
@@ -174,21 +176,22 @@ class GrowingTar:
                 pictures.append({"origin": member.origin, **place, "about": member.about})
             blocks += (header, data, padding)
             end += len(header) + len(data) + len(padding)
+            self._digest.add(header, member.sha256, padding)
         try:
             self._write(blocks)
-            self._note(
-                {"row": row, "pictures": pictures, "end": end, "sha256": self._sha256.copy().hexdigest()}
-            )
+            self._note({"row": row, "pictures": pictures, "end": end, "digest": self._digest.hexdigest()})
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
     def finish(self) -> FileInfo:
         """End the tar; it is whole then. Raises StoreError."""
+        end = end_of_tar(self._bytes)
+        self._digest.update(end)
         try:
-            self._write([end_of_tar(self._bytes)])
+            self._write([end])
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        return FileInfo(self._bytes, self._sha256.hexdigest())
+        return FileInfo(self._bytes, self._digest.hexdigest())
 
     def close(self) -> None:
         os.close(self._file)
@@ -196,9 +199,7 @@ class GrowingTar:
 
     def _write(self, blocks: Sequence[Data]) -> None:
         _write_all(self._file, blocks)
-        for block in blocks:
-            self._sha256.update(block)
-            self._bytes += len(block)
+        self._bytes += sum(map(len, blocks))
         if self._bytes - self._written_back >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
             length = self._bytes - self._written_back
             os.posix_fadvise(self._file, self._written_back, length, os.POSIX_FADV_DONTNEED)

@@ -63,7 +63,7 @@ STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("manifest", "3", ("source", "splits"), per="whole"),
-        Stage("image_pairs", "2", ("fetch",), _PAIR[:1]),
+        Stage("image_pairs", "3", ("fetch",), _PAIR[:1]),
         Stage("aligned_pairs", "3", ("align", "fetch.max_pixels"), _PAIR[1:2]),
         Stage("edit_masks", "4", ("mask", "fetch.max_pixels"), _PAIR[:3]),
         Stage("shards", "3", SAMPLE_SETTINGS, _PAIR),
@@ -180,7 +180,7 @@ def upstream_versions(
 
 
 def _upstream_digests(store: Store, profile: Profile, asset: str, partition: str) -> dict[str, str]:
-    """SHA-256 of every file that a partition reads, by its name in the store."""
+    """The digest of every file that a partition reads, by its name in the store."""
     digests = {}
     for name, part in upstream_partitions(profile, asset, partition):
         receipt = read_receipt(store, name, part)

@@ -38,6 +38,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 
+from .digests import digest_like
+
 if TYPE_CHECKING:
     from .product import FileInfo
 
@@ -93,7 +95,7 @@ class Store(Protocol):
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
         """The object as a stream for sequential reading in bounded memory. Raises MissingObject.
 
-        Where its SHA-256 is known, the read that comes to its end raises DamagedObject if it is another.
+        Where its digest is known, the read that comes to its end raises DamagedObject if it is another.
         """
 
     def exists(self, name: str) -> bool:
@@ -115,7 +117,7 @@ class Store(Protocol):
         """The full path or URL, for people."""
 
     def for_run(self, prefixes: Sequence[str], digests: Mapping[str, str]) -> Store:
-        """This store for one run that writes under `prefixes` and knows the SHA-256 of what it reads.
+        """This store for one run that writes under `prefixes` and knows the digests of what it reads.
 
         What it may replace under `prefixes` is what is there now. What dead runs left there unfinished is
         removed; what live ones write is not touched.
@@ -322,16 +324,16 @@ class LocalStore(RunView):
         return path
 
 
-def checked(file: IO[bytes], sha256: str, place: str) -> BinaryIO:
-    """`file` for sequential reading; at its end DamagedObject is raised if its SHA-256 is another."""
-    return cast(BinaryIO, io.BufferedReader(_Checked(file, sha256, place), buffer_size=_BLOCK))
+def checked(file: IO[bytes], digest: str, place: str) -> BinaryIO:
+    """`file` for sequential reading; at its end DamagedObject is raised if its digest is another."""
+    return cast(BinaryIO, io.BufferedReader(_Checked(file, digest, place), buffer_size=_BLOCK))
 
 
 class _Checked(io.RawIOBase):
-    def __init__(self, file: IO[bytes], sha256: str, place: str) -> None:
+    def __init__(self, file: IO[bytes], digest: str, place: str) -> None:
         super().__init__()
-        self._file, self._expected, self._place = file, sha256, place
-        self._sha256 = hashlib.sha256()
+        self._file, self._expected, self._place = file, digest, place
+        self._digest = digest_like(digest)
 
     def readable(self) -> bool:
         return True
@@ -340,8 +342,8 @@ class _Checked(io.RawIOBase):
         data = self._file.read(len(buffer))
         if data:
             buffer[: len(data)] = data
-            self._sha256.update(data)
-        elif len(buffer) and (found := self._sha256.hexdigest()) != self._expected:
+            self._digest.update(data)
+        elif len(buffer) and (found := self._digest.hexdigest()) != self._expected:
             raise DamagedObject(
                 f"{self._place}: its bytes are not those that were written: their SHA-256 is {found}, it was "
                 f"{self._expected}; `bananagrams verify` says what is broken; delete it and build again"

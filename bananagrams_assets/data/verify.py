@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import layout
+from .digests import digest_like
 from .product import Say
 from .samples import SampleError, read_folder, split_name
 from .shards import PARTS
@@ -175,20 +176,20 @@ class _Member:
 
 
 class _Reading:
-    """A file read once, in order, counted and hashed."""
+    """A file read once, in order, counted and hashed, as `known` was if that is given."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._sha256, self.position = file, hashlib.sha256(), 0
+    def __init__(self, file: IO[bytes], known: str = "") -> None:
+        self._file, self._digest, self.position = file, digest_like(known), 0
 
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
-        self._sha256.update(data)
+        self._digest.update(data)
         self.position += len(data)
         return data
 
     @property
     def sha256(self) -> str:
-        return self._sha256.hexdigest()
+        return self._digest.hexdigest()
 
 
 def _members(file: _Reading, shard: _Shard) -> Iterator[_Member]:
@@ -350,7 +351,7 @@ def _compare(store: Store, name: str, told: Mapping[str, Any]) -> list[Fault]:
     place = store.describe(name)
     try:
         with store.open(name) as opened:
-            file = _Reading(opened)
+            file = _Reading(opened, told["sha256"])
             while file.read(_READ):
                 continue
     except MissingObject:
