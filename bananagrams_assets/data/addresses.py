@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from functools import lru_cache
 from typing import TypeAlias
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -59,6 +60,7 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
+@lru_cache(maxsize=1024)
 def check_literal(host: str, allowed: Allowed) -> None:
     """Check a host that is an address itself: such a one is never resolved. Raises HostRefusedError."""
     try:

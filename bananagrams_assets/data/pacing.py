@@ -144,6 +144,7 @@ class Pacer:
     def __init__(self, folder: Path, settings: FetchSettings) -> None:
         self.folder, self._settings = folder, settings
         self._hosts: dict[str, _Host] = {}
+        self._at: dict[str, _Host] = {}
 
     @asynccontextmanager
     async def turn(self, url: str, room: asyncio.Semaphore) -> AsyncIterator[Turn]:
@@ -176,9 +177,12 @@ class Pacer:
         for host in self._hosts.values():
             host.close()
         self._hosts.clear()
+        self._at.clear()
 
     def _host(self, url: str) -> _Host:
         parts = urllib.parse.urlsplit(url)
+        if parts.netloc in self._at:
+            return self._at[parts.netloc]
         name = (parts.hostname or "").lower().rstrip(".")
         in_flight, per_second = self._settings.in_flight, self._settings.per_second
         own = next((entry for entry in self._settings.hosts if f".{name}".endswith(f".{entry.host}")), None)
@@ -191,6 +195,7 @@ class Pacer:
             safe = re.sub(r"[^a-z0-9.-]", "_", name)[:64]
             digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
             self._hosts[name] = _Host(self.folder / f"{safe}-{digest}", in_flight, per_second or math.inf)
+        self._at[parts.netloc] = self._hosts[name]
         return self._hosts[name]
 
 

@@ -32,7 +32,7 @@ _UNREACHED = 64
 _AHEAD = 4
 """Pairs begun, in units of `fetch.concurrency`: so many may wait for slow hosts while others go on."""
 _BATCH = 16
-_THREADS = 3
+_THREADS = 2
 
 
 def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import hashlib
 import mmap
-import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -275,7 +274,7 @@ def names(record: Mapping[str, Any]) -> set[str]:
 
 def _name(origin: str) -> str:
     """What names one picture: a fragment is never sent, and tells tiles of one photograph apart."""
-    return origin if origin.startswith(_LOCAL_PREFIX) else urllib.parse.urldefrag(origin).url
+    return origin if origin.startswith(_LOCAL_PREFIX) else origin.partition("#")[0]
 
 
 def _inspect(data: Data, settings: FetchSettings) -> tuple[Data, str, int, int]:

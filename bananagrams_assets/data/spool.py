@@ -42,7 +42,7 @@ class Spool:
 
     def holds(self, origin: str) -> bool:
         """Whether an earlier run left something under this origin; `find` tells whether it is whole."""
-        return self._path(origin).name in self._left
+        return bool(self._left) and self._path(origin).name in self._left
 
     def find(self, origin: str) -> dict[str, Any] | None:
         """What an earlier run noted of this picture, if it left it whole."""
@@ -77,8 +77,8 @@ class Spool:
 
     def remove(self, origin: str) -> None:
         """Give up a picture that nothing needs any more, if it is here."""
-        path = self._path(origin)
-        if path.name in self._left:
+        if self.holds(origin):
+            path = self._path(origin)
             self._left.discard(path.name)
             path.unlink(missing_ok=True)
 
