@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import os
 import time
@@ -66,7 +67,8 @@ def _fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Produc
     with open_spool(store.url, shard, digest, say) as spool:
         with _earlier(store, shard, digest) as earlier, growing_tar(store.url, shard, digest, notes) as tar:
             work = _Work(records, earlier, spool, profile.fetch, tar, say, shard)
-            rows = interrupts.run(work.run())
+            with _no_long_collections():
+                rows = interrupts.run(work.run())
             packed = tar.finish()
         store.adopt(layout.pairs_tar(shard), tar.path, packed)
         files = {layout.pairs_tar(shard): packed, table: write_table(store, table, PAIRS, rows, notes)}
@@ -80,6 +82,17 @@ def _fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Produc
         "megabytes_per_second": round(work.counts["fetched_bytes"] / seconds / 1e6, 3),
     }
     return Product(files, stats, content=content_of(rows, packed.sha256))
+
+
+@contextlib.contextmanager
+def _no_long_collections() -> Iterator[None]:
+    """Spare the garbage collector what is there already, as the modules of Dagster and pandas are: to look
+    through all that, for nothing, holds up every connection for 60 ms and more."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def decode_pair(sample: Sample, max_pixels: int) -> tuple[RGB, RGB]:

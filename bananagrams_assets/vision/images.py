@@ -8,7 +8,10 @@ its bytes alone, and both give the same orientation.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import cv2
@@ -23,6 +26,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read. Pillow knows many more formats, which few pictures on the web use."""
+_READERS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Avif")
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -113,7 +117,7 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     Pillow's own limit on pixels is a global of the process that warns first; opening through the
     format's reader leaves that alone and makes `max_pixels` the only limit.
     """
-    Image.init()
+    _register_readers()
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or accept is None or accept(data[:16]) is not True:
@@ -133,6 +137,15 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
             )
         return picture
     raise PictureError(f"not a picture: {_beginning(data)}")
+
+
+@cache
+def _register_readers() -> None:
+    """Load Pillow's readers of FORMATS. All that it has, as by `Image.init`, takes twice as long."""
+    for name in _READERS:
+        # A Pillow that was built without a format's library may lack its reader.
+        with suppress(ImportError):
+            import_module(f"PIL.{name}ImagePlugin")
 
 
 def _orientation(picture: ImageFile.ImageFile) -> int:
