@@ -34,6 +34,8 @@ _AHEAD = 4
 """Pairs begun, in units of `fetch.concurrency`: so many may wait for slow hosts while others go on."""
 _BATCH = 16
 _THREADS = 2
+"""To look at pictures that are stored as they came, and to write the tar. More threads would only wait for
+each other's turns with the interpreter's lock. To decode pictures and fit them, all processors help."""
 
 
 def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
@@ -227,8 +229,9 @@ class _Work:
     async def run(self) -> list[dict[str, Any]]:
         """The rows of all records, in order, once all that is ok is in the tar."""
         self._window = asyncio.Semaphore(_AHEAD * self._settings.concurrency)
-        # More threads only wait for each other's turns with the interpreter's lock.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
+        fits = self._settings.largest_side_px is not None
+        threads = max(_THREADS, os.cpu_count() or 1) if fits else _THREADS
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads))
         resumed = await asyncio.to_thread(self._take_up)
         needed = Counter(name for record in self._records[len(self._rows) :] for name in names(record))
         async with open_fetcher(self._settings) as fetcher:

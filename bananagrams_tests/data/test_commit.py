@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from bananagrams_assets.data import s3
+from bananagrams_assets.data.digests import MEMBERS, digest_of
 from bananagrams_assets.data.product import FileInfo
+from bananagrams_assets.data.samples import end_of_tar, tar_member
 from bananagrams_assets.data.store import (
     Conflict,
     DamagedObject,
@@ -273,6 +275,26 @@ def test_a_file_is_taken_over_as_it_is(store: Store, size: int, tmp_path: Path) 
     if isinstance(store, LocalStore):
         assert not list(store.folder.rglob(".tmp-*"))
         assert (store.folder / "p/a.bin").samefile(path)
+
+
+def test_a_file_taken_over_by_a_digest_of_its_members_is_checked_by_it(
+    store: Store, size: int, tmp_path: Path
+) -> None:
+    blocks = [bytes(block) for block in tar_member("a", "bin", bytes(size))]
+    path, _ = made(tmp_path, b"".join(blocks) + end_of_tar(sum(map(len, blocks))))
+    with path.open("rb") as file:
+        info = FileInfo(path.stat().st_size, digest_of(file, MEMBERS))
+    for _ in range(2):
+        store.adopt("p/a.tar", path, info)
+    run = store.for_run(["q/"], {"p/a.tar": info.sha256})
+    assert run.read("p/a.tar") == store.read("p/a.tar") == path.read_bytes()
+    with run.local_path("p/a.tar") as whole:
+        assert whole.read_bytes() == path.read_bytes()
+    other = store.for_run(["q/"], {"p/a.tar": f"{MEMBERS}{64 * '0'}"})
+    with pytest.raises(DamagedObject, match=info.sha256):
+        other.read("p/a.tar")
+    with pytest.raises(DamagedObject, match=info.sha256), other.local_path("p/a.tar"):
+        pass
 
 
 def test_a_file_of_another_file_system_is_copied(

@@ -49,6 +49,36 @@ def test_a_png_is_whole_until_a_byte_is_missing_or_another(
     assert not ends_well(bytes(other))
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.sampled_from([0, 1, 300, 8_192]), st.binary(max_size=8)), max_size=4
+    ),
+    st.lists(st.tuples(st.integers(0, 2**32), st.integers(1, 255)), max_size=3),
+    st.binary(max_size=20),
+)  # fmt: skip
+def test_chunks_of_one_length_are_checked_like_any_others(
+    runs: list[tuple[int, int, bytes]], flips: list[tuple[int, int]], behind: bytes
+) -> None:
+    pieces = [start + bytes(size) for count, size, start in runs for _ in range(count)]
+    data = bytearray(png_of(pieces) + behind)
+    for at, flip in flips:
+        data[8 + at % (len(data) - 8)] ^= flip
+    assert ends_well(bytes(data)) == chunks_are_right(bytes(data))
+
+
+def chunks_are_right(data: bytes) -> bool:
+    position = 8
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        chunk = data[position + 4 : end]
+        if data[end : end + 4] != struct.pack(">I", zlib.crc32(chunk)):
+            return False
+        if chunk.startswith(b"IEND"):
+            return True
+        position = end + 4
+    return False
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_large_picture_is_known_by_its_beginning_and_its_end(kind: str) -> None:
     data = encoded(kind, quality=100) if kind == "JPEG" else encoded(kind)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from typing import Any
@@ -125,6 +127,19 @@ def test_of_an_animation_the_first_frame_counts(form: str) -> None:
     options = {"lossless": True} if form == "WEBP" else {}
     data = saved(frames[0], form, save_all=True, append_images=frames[1:], **options)
     assert tuple(decode(data, LIMIT)[0, 0]) == (255, 0, 0)
+
+
+def test_every_format_has_its_reader_in_a_new_process() -> None:
+    code = (
+        "from PIL import Image\n"
+        "from bananagrams_assets.vision.images import FORMATS, PictureError, probe\n"
+        "try:\n"
+        "    probe(b'none', 1)\n"
+        "except PictureError:\n"
+        "    print(*(name for name in FORMATS if name not in Image.OPEN))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_one_pixel_is_a_picture() -> None:
