@@ -1,0 +1,92 @@
+"""Instructions of a split as they were made, and in wordings that no training sample has.
+
+After `bananagrams demo`: `python -m bananagrams_tests.benchmarks.wording_benchmark .bananagrams/store`. Only
+samples whose instruction can be reworded count, in every row alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+
+from bananagrams_assets.data.store import open_store
+from bananagrams_assets.learn import metrics
+from bananagrams_assets.learn.dataset import open_split
+from bananagrams_assets.learn.evaluate import partners
+from bananagrams_assets.learn.predict import load_predictor, predict
+from bananagrams_assets.sample.draw import COLORS
+
+_COLOR = f"({'|'.join(COLORS)})"
+_NEW = rf"(an? {_COLOR} \w+)"
+REWORDINGS = (
+    (r"(?:Remove|Erase) (the .*?)(?: and fill in the background)?", r"Get rid of \1."),
+    (r"Take (the .*) out of the picture", r"Get rid of \1."),
+    (r"Delete (the .*), restoring what is behind it", r"Get rid of \1."),
+    (r"(?:Add|Place|Put|Insert) (an? .*?)(?: of the (?:picture|image).*)?", r"I would like to see \1."),
+    (rf"(?:Make|Paint) (the .*) {_COLOR}", r"Let \1 become \2."),
+    (rf"(?:Change|Recolor) (?:the color of )?(the .*?)(?: to| so that it is) {_COLOR}", r"Let \1 become \2."),
+    (rf"(?:Tint|Turn) the (.*?)(?: of the picture)? {_COLOR}", r"Let the \1 become \2."),
+    (
+        rf"(?:Replace|Swap|Exchange) (the .*) (?:with|for) {_NEW}(?: of the same size)?",
+        r"Have \2 instead of \1.",
+    ),
+    (rf"Turn (the .*) into {_NEW}", r"Have \2 instead of \1."),
+    (r"Cover the (.*) with (\w+)", r"Let there be \2 all over the \1."),
+    (
+        r"(?:Move|Shift|Relocate) (the .*) from the (.*) to the (.*?)(?: of the picture)?",
+        r"Bring \1 over from the \2 to the \3.",
+    ),
+)
+"""Whole instructions of the sample's, without the full stop, and the same wish in words it never uses."""
+
+
+def reworded(text: str) -> str | None:
+    """The instruction in other words, or None where there are none for it."""
+    for pattern, other in REWORDINGS:
+        match = re.fullmatch(pattern, text.removesuffix("."))
+        if match:
+            return match.expand(other)
+    return None
+
+
+def main() -> None:
+    """Print mean IoU and its interval for each kind of wording."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("store", help="folder of a built dataset and its trained model")
+    parser.add_argument("--split", choices=["dev", "test"], default="dev")
+    arguments = parser.parse_args()
+    store = open_store(arguments.store)
+    predictor = load_predictor(Path(arguments.store) / "mask_model")
+    with open_split(store, arguments.split) as split, open_split(store, "train") as train:
+        seen = {train.text(index) for index in range(len(train))}
+        texts = {index: reworded(split.text(index)) for index in range(len(split))}
+        chosen = [index for index, text in texts.items() if text and text not in seen]
+        samples = [split[index] for index in chosen]
+        total = len(split)
+    others = [str(texts[index]) for index in chosen]
+    sources = [str(sample.meta["source_id"]) for sample in samples]
+    pictures = [sample.picture for sample in samples]
+    rows = {
+        "as made": [sample.text for sample in samples],
+        "reworded": others,
+        "reworded, shuffled": [others[index] for index in partners(len(others))],
+        "no words": [""] * len(others),
+    }
+    print(f"{arguments.split}: {len(chosen)} of {total} samples can be reworded")
+    for name, words in rows.items():
+        counts = [
+            metrics.count(mask >= predictor.threshold, sample.mask.astype(bool), sample.known.astype(bool))
+            for mask, sample in zip(predict(predictor, pictures, words), samples, strict=True)
+        ]
+        each = metrics.ious(np.array(counts, np.int64))
+        low, high = metrics.mean_interval(each, sources)
+        print(f"{name}: mean IoU {each.mean():.3f} (95% interval {low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    main()
