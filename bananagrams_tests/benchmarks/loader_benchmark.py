@@ -9,11 +9,8 @@ Ours reads at random from the tar and gives uint8 batches, augmented or not; the
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
 import json
 import statistics
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +25,7 @@ from bananagrams_assets.config import AugmentSettings
 from bananagrams_assets.data.store import Store, open_store
 from bananagrams_assets.learn.dataset import Steps, TrainingSet, loader, open_split
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
+from bananagrams_tests.learn.tiny import write_shard
 
 BATCH = 32
 
@@ -35,37 +33,32 @@ BATCH = 32
 def make_shard(folder: Path, samples: int, side: int) -> Store:
     """A dataset of one train shard: smooth noise pictures of `side` px, each with an ellipse as its mask."""
     rng = np.random.default_rng(0)
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for index in range(samples):
-            coarse = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
-            picture = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
-            picture = np.clip(picture + rng.integers(0, 24, picture.shape), 0, 255).astype(np.uint8)
-            mask = np.zeros((side, side), np.uint8)
-            center, axes = rng.integers(side // 4, 3 * side // 4, 2), rng.integers(side // 16, side // 4, 2)
-            cv2.ellipse(mask, center.tolist(), axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 1, -1)
-            corners = [[-0.5, -0.5], [side - 0.5, -0.5], [side - 0.5, side - 0.5], [-0.5, side - 0.5]]
-            meta = {"overlap": corners, "mask": {"confidence": 1.0, "is_global": False}}
-            parts = {
-                "input.jpg": encode_jpeg(picture, 95),
-                "mask.png": encode_png_mask(mask.astype(bool), one_bit=False),
-                "text.txt": f"Remove thing {index}.".encode(),
-                "summary.txt": b"Thing removed.",
-                "meta.json": json.dumps(meta).encode(),
-            }
-            for part, data in parts.items():
-                header = tarfile.TarInfo(f"s{index:06d}.{part}")
-                header.size = len(data)
-                tar.addfile(header, io.BytesIO(data))
+    corners = [[-0.5, -0.5], [side - 0.5, -0.5], [side - 0.5, side - 0.5], [-0.5, side - 0.5]]
+    made = {}
+    for index in range(samples):
+        coarse = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+        picture = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+        picture = np.clip(picture + rng.integers(0, 24, picture.shape), 0, 255).astype(np.uint8)
+        mask = np.zeros((side, side), np.uint8)
+        center, axes = rng.integers(side // 4, 3 * side // 4, 2), rng.integers(side // 16, side // 4, 2)
+        cv2.ellipse(mask, center.tolist(), axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+        meta = {
+            "edit_type": "Remove an existing object",
+            "scope": "local",
+            "overlap": corners,
+            "mask": {"area": float(mask.mean()), "confidence": 1.0, "is_global": False},
+        }
+        made[f"s{index:06d}"] = {
+            "input.jpg": encode_jpeg(picture, 95),
+            "mask.png": encode_png_mask(mask.astype(bool), one_bit=False),
+            "text.txt": f"Remove thing {index}.".encode(),
+            "summary.txt": b"Thing removed.",
+            "meta.json": json.dumps(meta).encode(),
+        }
     store = open_store(str(folder))
-    name = "shards/train/train-00000.tar"
-    store.write(name, file.getvalue())
-    digest = hashlib.sha256(file.getvalue()).hexdigest()
-    entry = {"shard": "train-00000", "name": name, "samples": samples,
-             "bytes": len(file.getvalue()), "sha256": digest}  # fmt: skip
-    store.write(
-        "index/train.json", json.dumps({"split": "train", "samples": samples, "shards": [entry]}).encode()
-    )
+    entry = write_shard(store, "train-00000", made)
+    index_of_split = {"split": "train", "samples": samples, "shards": [entry]}
+    store.write("index/train.json", json.dumps(index_of_split).encode())
     return store
 
 
