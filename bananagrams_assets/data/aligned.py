@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from ..config import Profile
-from ..vision.align import Alignment, align, warp
+from ..vision.align import Alignment, align
+from ..vision.geometry import warp
 from ..vision.images import RGB, PictureError, fit
 from . import layout
 from .pairs import decode_pair

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..config import Profile
-from ..vision.align import warp
+from ..vision.geometry import warp
 from ..vision.images import RGB, PictureError, encode_png_mask
 from ..vision.mask import EditMask, edit_mask
 from . import layout
