@@ -221,7 +221,7 @@ class AlignSettings(Section):
     ransac_px: Positive = Field(1.5, description="inlier distance of features, in px where they are found")
     min_inliers: int = Field(12, ge=4, description="fewer corners that agree: rejected")
     min_inlier_ratio: Fraction = Field(0.15, description="a smaller share of inliers than this: rejected")
-    min_confidence: Fraction = Field(0.8, description="an alignment less likely right: rejected")
+    min_confidence: Fraction = Field(0.7, description="an alignment less likely right: rejected")
     min_overlap: Fraction = Field(0.3, description="a smaller known share of the input than this: rejected")
     max_scale: float = Field(4.0, gt=1, description="largest scale, or its inverse, after resizing is undone")
     max_anisotropy: float = Field(1.6, gt=1, description="largest ratio of the two axes' scales")
