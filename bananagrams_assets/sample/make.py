@@ -40,7 +40,7 @@ from bananagrams_assets.sample.photos import (
 from bananagrams_assets.sample.segments import segments_of
 from bananagrams_assets.sample.visible import Invisible
 
-SAMPLE_VERSION = "2"
+SAMPLE_VERSION = "3"
 """Changes whenever the same settings would give other pairs."""
 MANIFEST = "sft.jsonl"
 TRUTH = "truth.jsonl"

@@ -100,6 +100,15 @@ def _subject(scene: Scene, rng: Rng) -> Segment:
     return sorted(fitting, key=lambda segment: -segment.share)[int(rng.integers(min(2, len(fitting))))]
 
 
+def _foreground(scene: Scene) -> Segment:
+    """What a background is behind: the largest countable segment, where it leaves one."""
+    things = [segment for segment in scene.segments if segment.thing]
+    largest = max(things, key=lambda segment: segment.share, default=None)
+    if largest is None or not 0.05 <= largest.share <= 0.6:
+        raise Invisible("the photograph has no foreground of a usual size")
+    return largest
+
+
 def _grown(mask: Mask, px: int) -> Mask:
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * px + 1, 2 * px + 1))
     return np.asarray(cv2.dilate(mask.astype(np.uint8), kernel) > 0)
@@ -405,7 +414,7 @@ def _fitting(scene: Scene, rng: Rng, size: tuple[int, int], but: str) -> tuple[d
 
 
 def _background(family: str, scene: Scene, rng: Rng) -> Edit:
-    subject = _subject(scene, rng)
+    subject = _foreground(scene)
     height, width = subject.mask.shape
     if rng.random() < 0.5:
         name = pick(rng, draw.SCENES)
@@ -420,7 +429,7 @@ def _background(family: str, scene: Scene, rng: Rng) -> Edit:
 
 
 def _blur(family: str, scene: Scene, rng: Rng) -> Edit:
-    subject = _subject(scene, rng)
+    subject = _foreground(scene)
     sigma = max(subject.mask.shape) / rng.uniform(22, 36)
     known = (~subject.mask).astype(np.float32)[..., None]
     # The subject must not bleed into the blur.
