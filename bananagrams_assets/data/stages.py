@@ -64,8 +64,8 @@ STAGES: Mapping[str, Stage] = {
     for stage in (
         Stage("manifest", "3", ("source", "splits"), per="whole"),
         Stage("image_pairs", "3", ("fetch",), _PAIR[:1]),
-        Stage("aligned_pairs", "3", ("align", "fetch.max_pixels"), _PAIR[1:2]),
-        Stage("edit_masks", "4", ("mask", "fetch.max_pixels"), _PAIR[:3]),
+        Stage("aligned_pairs", "4", ("align", "fetch.max_pixels"), _PAIR[1:2]),
+        Stage("edit_masks", "5", ("mask", "fetch.max_pixels"), _PAIR[:3]),
         Stage("shards", "3", SAMPLE_SETTINGS, _PAIR),
         Stage("validation_overlays", "2", ("overlays", "mask"), _PAIR),
         Stage("split_index", "3", (*SAMPLE_SETTINGS, "source.manifests"), ("shards",), per="split"),

@@ -27,6 +27,16 @@ PATCH_PX = 5
 PATCH_SHARE = 0.6
 """A patch this wide, all over this share of the high threshold, starts a component too."""
 
+LINE_PX = 9
+FAINT_SHARE = 0.7
+"""What is thinner than this is a line, and faint where all of it is under this share of the mask's median."""
+
+GAP_SHARE = 0.01
+GAP_SURROUNDINGS_PX = 61
+GAP_DENSITY = 0.6
+"""A gap in a mask is under this share of the picture; it is filled where more of its surroundings than this
+is mask."""
+
 OUTLINE_PX = 3
 OUTLINE_SHARE = 0.28
 REDRAWN_SHARE = 0.36
@@ -41,7 +51,7 @@ REDRAWN_AT_MOST_PX = 250_000
 cost."""
 
 FLOOD_PX = 31
-FLOOD_SHARE = 0.06
+FLOOD_SHARE = 0.08
 """What is fainter than this share of the largest difference around it has only leaked from there: a sign of
 one colour, drawn a little brighter, around new letters."""
 
@@ -110,6 +120,7 @@ def edit_mask(
     mask &= difference >= FLOOD_SHARE * cv2.dilate(difference, np.ones((FLOOD_PX, FLOOD_PX), np.uint8))
     mask = tighten(mask, difference)
     mask = opened_and_closed(mask, difference > low / 2, settings.open_px, settings.close_px)
+    mask = gaps_filled(without_faint_lines(mask, difference))
     mask, components = without_specks(mask, settings.smallest_component)
     area = float(mask[known].mean()) if known.any() else 0.0
     evidence = global_evidence(tone.shift, noise, area, settings) / UNDECIDED.get(scope, 1.0)
@@ -305,6 +316,35 @@ def opened_and_closed(mask: Mask, above_noise: Mask, open_px: int, close_px: int
     if close_px > 1:
         picture |= cv2.morphologyEx(picture, cv2.MORPH_CLOSE, _disc(close_px)).astype(np.uint8) & above_noise
     return picture > 0
+
+
+def without_faint_lines(mask: Mask, difference: Difference) -> Mask:
+    """Without components (8 neighbours) that are thin and nowhere as strong as most of the mask.
+
+    Sharpening and movement leave such along edges; letters are thin, but all of about one strength.
+    """
+    values = difference[mask]
+    if not values.size:
+        return mask
+    few = values[:: max(1, values.size // 10_000)]
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    thick = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((LINE_PX, LINE_PX), np.uint8)) > 0
+    keep = np.zeros(labels.max() + 1, bool)
+    keep[labels[thick | (mask & (difference >= FAINT_SHARE * np.median(few)))]] = True
+    keep[0] = False
+    return keep.take(np.asarray(labels))
+
+
+def gaps_filled(mask: Mask) -> Mask:
+    """With its enclosed small gaps (4 neighbours) where most around them is mask.
+
+    In a large edit, as a blurred background, some pixels look as before by chance; the inside of letters
+    has no such surroundings.
+    """
+    dense = cv2.blur(mask.astype(np.float32), (GAP_SURROUNDINGS_PX, GAP_SURROUNDINGS_PX)) > GAP_DENSITY
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] < GAP_SHARE * mask.size
+    return np.asarray(mask | (small.take(np.asarray(labels)) & dense))
 
 
 def without_specks(mask: Mask, smallest: float) -> tuple[Mask, int]:
