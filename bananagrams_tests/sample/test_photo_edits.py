@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from bananagrams_assets.sample.photos import (
     packaged_photos,
     read_photo,
 )
-from bananagrams_assets.sample.segments import segments_of
+from bananagrams_assets.sample.segments import Segment, segments_of
 from bananagrams_assets.sample.visible import Invisible, visible_truth
 from bananagrams_assets.vision.geometry import warp
+from bananagrams_tests.vision.pictures import textured
 
 GLOBAL = {
     "tone", "vintage", "lighting", "season", "weather", "sketch", "art", "historical", "anime", "cel", "ink",
@@ -119,6 +121,26 @@ def test_only_the_truth_changes_and_it_can_be_seen(family: str, scenes: Scenes) 
             near = cv2.dilate(edit.mask.astype(np.uint8), np.ones((13, 13), np.uint8)) > 0
             assert np.percentile(change[~near], 99) < 30
             assert change[edit.mask].mean() > 3 * change[~edit.mask].mean()
+
+
+@pytest.mark.parametrize("family", ["replace background", "blur background"])
+def test_a_background_is_what_lies_behind_the_largest_object(family: str, scenes: Scenes) -> None:
+    rgb = textured(1, 320, 240)
+    small, large = np.zeros((2, *rgb.shape[:2]), bool)
+    small[10:90, 10:90] = large[100:, 40:220] = True
+    things = [Segment(small, "dog", True, "brown"), Segment(large, "cat", True, "grey")]
+
+    def scene(*segments: Segment) -> Scene:
+        return replace(scenes.get(1), rgb=rgb, find_segments=lambda _: list(segments))
+
+    for seed in range(6):
+        edit = make_photo_edit(family, scene(*things), np.random.default_rng(seed))
+        assert "dog" not in edit.text
+        assert not edit.mask[large].any()
+    with pytest.raises(Invisible, match="no foreground"):
+        make_photo_edit(
+            family, scene(*things, Segment(~small, "bear", True, "brown")), np.random.default_rng(0)
+        )
 
 
 @pytest.mark.parametrize("family", ["zoom in", "outpaint"])

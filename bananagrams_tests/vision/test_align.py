@@ -168,6 +168,26 @@ def test_another_tone_of_the_whole_picture_does_not_move_it(change: str) -> None
     assert corner_error(found, inverse(H), SIZE) < 0.7
 
 
+@pytest.mark.parametrize("style", ["snow", "smooth", "poster", "inks without order"])
+def test_a_picture_drawn_in_another_style_is_found_by_its_shapes_and_tones(style: str) -> None:
+    size = 640, 480
+    before = resize(textured(0, 160, 120), size)
+    H = np.array([[1.03, 0.01, 6], [-0.008, 0.98, -5], [0, 0, 1]])
+    after = moved(before, H, size)
+    grey = cv2.GaussianBlur(cv2.cvtColor(after, cv2.COLOR_RGB2GRAY), (0, 0), 1.5)
+    level = np.digitize(grey, np.percentile(grey, (25, 55, 80)))
+    inks = np.array([(24, 20, 60), (200, 40, 90), (250, 170, 40), (250, 240, 210)], np.uint8)
+    if style == "snow":
+        after[np.random.default_rng(1).random(level.shape) > 0.88] = 255
+    elif style == "smooth":
+        after = np.asarray(cv2.medianBlur(after, 21), np.uint8)
+    else:
+        after = (inks if style == "poster" else inks[[3, 0, 2, 1]])[level]
+    found = align(before, after, SETTINGS)
+    assert found.accepted
+    assert corner_error(found, inverse(H), size) < 1.5
+
+
 def test_what_is_left_of_a_picture_replaced_almost_whole_is_not_trusted() -> None:
     before = textured(16, *SIZE)
     kept = box(before, 0.4, 0.4, 0.6, 0.6)

@@ -15,11 +15,13 @@ from bananagrams_assets.vision.mask import (
     EditMask,
     continued,
     enlarged,
+    gaps_filled,
     hysteresis,
     local_confidence,
     mask_evidence,
     opened_and_closed,
     strokes,
+    without_faint_lines,
     without_specks,
 )
 from bananagrams_assets.vision.mask import edit_mask as masked
@@ -134,6 +136,33 @@ def test_a_faint_patch_is_an_edit_and_a_faint_line_is_not() -> None:
     assert np.array_equal(hysteresis(difference, 3.0, 15.0), (difference > 0) & (np.arange(60) < 35)[:, None])
     difference[41, 30] = 16
     assert np.array_equal(hysteresis(difference, 3.0, 15.0), difference > 0)
+
+
+def test_lines_fainter_than_most_of_the_mask_go_and_faint_patches_and_other_lines_stay() -> None:
+    difference = np.zeros((100, 100), np.float32)
+    difference[10:40, 10:40] = 40
+    difference[50:53, 10:90] = 35
+    difference[60:75, 10:30] = 15
+    expected = difference > 0
+    difference[90:93, 10:90] = 15
+    assert np.array_equal(without_faint_lines(difference > 0, difference), expected)
+    faint = difference * (difference < 20)
+    assert np.array_equal(without_faint_lines(faint > 0, faint), faint > 0)
+
+
+def test_gaps_in_a_large_edit_are_filled_and_those_between_strokes_are_not() -> None:
+    mask = np.zeros((200, 200), bool)
+    mask[20:180, 20:120] = True
+    gaps = mask.copy()
+    gaps[60:68, 60:68] = gaps[150:160, 90:95] = False
+    assert np.array_equal(gaps_filled(gaps), mask)
+    ring = np.zeros_like(mask)
+    ring[80:100, 150:164] = True
+    ring[84:96, 154:160] = False
+    assert np.array_equal(gaps_filled(ring), ring)
+    window = mask.copy()
+    window[50:90, 40:80] = False
+    assert np.array_equal(gaps_filled(window), window)
 
 
 def test_movement_by_half_a_pixel_is_no_edit() -> None:
