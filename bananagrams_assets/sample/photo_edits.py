@@ -101,12 +101,11 @@ def _subject(scene: Scene, rng: Rng) -> Segment:
 
 
 def _foreground(scene: Scene) -> Segment:
-    """What a background is behind: the largest countable segment, where it leaves one."""
-    things = [segment for segment in scene.segments if segment.thing]
-    largest = max(things, key=lambda segment: segment.share, default=None)
-    if largest is None or not 0.05 <= largest.share <= 0.6:
-        raise Invisible("the photograph has no foreground of a usual size")
-    return largest
+    """What a background is behind: the largest countable segment, where none is like it in size."""
+    shares = sorted((segment.share, index) for index, segment in enumerate(scene.segments) if segment.thing)
+    if not shares or not 0.05 <= shares[-1][0] <= 0.6 or sum(s > shares[-1][0] / 2 for s, _ in shares) > 1:
+        raise Invisible("the photograph has no foreground, or several")
+    return scene.segments[shares[-1][1]]
 
 
 def _grown(mask: Mask, px: int) -> Mask:

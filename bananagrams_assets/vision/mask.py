@@ -37,6 +37,15 @@ GAP_DENSITY = 0.6
 """A gap in a mask is under this share of the picture; it is filled where more of its surroundings than this
 is mask."""
 
+LARGE_SHARE = 0.2
+"""Of the overlap: masks from this size on, backgrounds most often, are completed by what lost its detail."""
+LOST_FINE_PX = 9
+LOST_PX = 21
+LOST_LEVELS = 1.5
+LOST_SHARE = 0.25
+"""Detail is what is finer than the first; in windows of the second it counts from so many grey levels on, and
+is lost where less than this share of it is left. Redrawing alone leaves 0.7 or more."""
+
 OUTLINE_PX = 3
 OUTLINE_SHARE = 0.28
 REDRAWN_SHARE = 0.36
@@ -121,6 +130,8 @@ def edit_mask(
     mask = tighten(mask, difference)
     mask = opened_and_closed(mask, difference > low / 2, settings.open_px, settings.close_px)
     mask = gaps_filled(without_faint_lines(mask, difference))
+    if mask.sum() > LARGE_SHARE * known.sum():
+        mask = gaps_filled(joined(mask, lost_detail(small, tone.picture) & known))
     mask, components = without_specks(mask, settings.smallest_component)
     area = float(mask[known].mean()) if known.any() else 0.0
     evidence = global_evidence(tone.shift, noise, area, settings) / UNDECIDED.get(scope, 1.0)
@@ -345,6 +356,31 @@ def gaps_filled(mask: Mask) -> Mask:
     _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     small = stats[:, cv2.CC_STAT_AREA] < GAP_SHARE * mask.size
     return np.asarray(mask | (small.take(np.asarray(labels)) & dense))
+
+
+def lost_detail(before: RGB, after: RGB) -> Mask:
+    """Where aligned pictures of equal tone, uint8 (H, W, 3), differ by detail that is gone from all around.
+
+    Out of focus or painted over, a place may keep its colour. Where an outline is gone, a window beside it
+    shows less too: by half a window, the place begins further in.
+    """
+    energies = []
+    for picture in (before, after):
+        grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (0, 0), 1).astype(np.float32)
+        fine = grey - cv2.blur(grey, (LOST_FINE_PX, LOST_FINE_PX))
+        energies.append(cv2.blur(fine * fine, (LOST_PX, LOST_PX)))
+    had, has = energies
+    lost = (had > LOST_LEVELS**2) & (has < LOST_SHARE**2 * had)
+    return np.asarray(cv2.erode(lost.astype(np.uint8), np.ones((LOST_PX, LOST_PX), np.uint8)) > 0)
+
+
+def joined(mask: Mask, more: Mask) -> Mask:
+    """The mask with those components (8 neighbours) of `more` that touch it."""
+    _, labels = cv2.connectedComponents((mask | more).astype(np.uint8), connectivity=8)
+    keep = np.zeros(labels.max() + 1, bool)
+    keep[labels[mask]] = True
+    keep[0] = False
+    return keep.take(np.asarray(labels))
 
 
 def without_specks(mask: Mask, smallest: float) -> tuple[Mask, int]:

@@ -17,7 +17,9 @@ from bananagrams_assets.vision.mask import (
     enlarged,
     gaps_filled,
     hysteresis,
+    joined,
     local_confidence,
+    lost_detail,
     mask_evidence,
     opened_and_closed,
     strokes,
@@ -163,6 +165,25 @@ def test_gaps_in_a_large_edit_are_filled_and_those_between_strokes_are_not() -> 
     window = mask.copy()
     window[50:90, 40:80] = False
     assert np.array_equal(gaps_filled(window), window)
+
+
+def test_detail_is_lost_where_a_picture_is_out_of_focus_and_not_where_it_is_redrawn() -> None:
+    before = textured(3, 400, 300)
+    blurred = np.asarray(cv2.GaussianBlur(before, (0, 0), 12), np.uint8)
+    ground = ~box(before, 0.3, 0.3, 0.7, 0.7)
+    lost = lost_detail(before, np.where(ground[..., None], blurred, redrawn(before)))
+    assert not lost[~ground].any()
+    assert lost.sum() > 0.6 * ground.sum()
+    assert not lost_detail(before, redrawn(before)).any()
+
+
+def test_what_touches_a_mask_joins_it_and_what_lies_apart_does_not() -> None:
+    mask, more = np.zeros((2, 20, 20), bool)
+    mask[2:5, 2:5] = True
+    more[5:9, 5:9] = more[12:16, 12:16] = True
+    expected = mask | more
+    expected[12:16, 12:16] = False
+    assert np.array_equal(joined(mask, more), expected)
 
 
 def test_movement_by_half_a_pixel_is_no_edit() -> None:
