@@ -129,9 +129,10 @@ def edit_mask(
     mask &= difference >= FLOOD_SHARE * cv2.dilate(difference, np.ones((FLOOD_PX, FLOOD_PX), np.uint8))
     mask = tighten(mask, difference)
     mask = opened_and_closed(mask, difference > low / 2, settings.open_px, settings.close_px)
-    mask = gaps_filled(without_faint_lines(mask, difference))
+    mask = without_faint_lines(mask, difference)
     if mask.sum() > LARGE_SHARE * known.sum():
-        mask = gaps_filled(joined(mask, lost_detail(small, tone.picture) & known))
+        mask = joined(mask, lost_detail(small, tone.picture) & known)
+    mask = gaps_filled(mask)
     mask, components = without_specks(mask, settings.smallest_component)
     area = float(mask[known].mean()) if known.any() else 0.0
     evidence = global_evidence(tone.shift, noise, area, settings) / UNDECIDED.get(scope, 1.0)
@@ -226,7 +227,7 @@ def noise_level(difference: Difference, unchanged: Mask) -> float:
     if not values.size:
         return 0.0
     lower = (3 * values.size + 3) // 4
-    return 1.3 * float(np.partition(values, lower - 1)[:lower].mean())
+    return 1.3 * float(np.sort(values)[:lower].mean())
 
 
 def hysteresis(difference: Difference, low: float, high: float) -> Mask:
@@ -352,7 +353,10 @@ def gaps_filled(mask: Mask) -> Mask:
     In a large edit, as a blurred background, some pixels look as before by chance; the inside of letters
     has no such surroundings.
     """
-    dense = cv2.blur(mask.astype(np.float32), (GAP_SURROUNDINGS_PX, GAP_SURROUNDINGS_PX)) > GAP_DENSITY
+    around = cv2.blur(mask.astype(np.uint8) * 255, (GAP_SURROUNDINGS_PX, GAP_SURROUNDINGS_PX))
+    dense = (around > 255 * GAP_DENSITY) & ~mask
+    if not dense.any():
+        return mask
     _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
     small = stats[:, cv2.CC_STAT_AREA] < GAP_SHARE * mask.size
     return np.asarray(mask | (small.take(np.asarray(labels)) & dense))
