@@ -23,6 +23,7 @@ from bananagrams_assets.vision.mask import (
     mask_evidence,
     opened_and_closed,
     strokes,
+    traded_gaps_closed,
     without_faint_lines,
     without_specks,
 )
@@ -184,6 +185,19 @@ def test_what_touches_a_mask_joins_it_and_what_lies_apart_does_not() -> None:
     expected = mask | more
     expected[12:16, 12:16] = False
     assert np.array_equal(joined(mask, more), expected)
+
+
+def test_where_letters_give_way_to_letters_their_gaps_close_and_the_grounds_stay_open() -> None:
+    before = np.full((60, 120, 3), (30, 60, 160), np.uint8)
+    after = before.copy()
+    before[20:40, 20:34] = after[20:40, 31:45] = 240
+    before[20:40, 50:60] = after[20:40, 63:73] = 240
+    changed = (before != after).any(axis=2)
+    found = traded_gaps_closed(changed, before, after)
+    assert found[22:38, 31:34].all()
+    assert not found[:, 60:63].any()
+    plain = np.full_like(before, 30)
+    assert np.array_equal(traded_gaps_closed(changed, plain, after), changed)
 
 
 def test_movement_by_half_a_pixel_is_no_edit() -> None:
