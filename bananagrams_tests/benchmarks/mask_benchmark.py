@@ -118,8 +118,8 @@ def measure(pairs: Iterable[Pair], methods: Sequence[str]) -> dict[str, list[Row
     return rows
 
 
-def _mean(values: Sequence[float]) -> str:
-    return f"{np.mean(values):6.3f}" if values else "     -"
+def _mean(values: Sequence[float], digits: int = 3) -> str:
+    return f"{np.mean(values):6.{digits}f}" if values else "     -"
 
 
 def report(rows: dict[str, list[Row]]) -> str:
@@ -152,7 +152,7 @@ def report(rows: dict[str, list[Row]]) -> str:
         middle, high = np.percentile(placed, (50, 95)) if placed else (np.nan, np.nan)
         lines.append(
             f"{name:8} {_mean([float(x) for x in restyled]):>12} {_mean([float(x) for x in local]):>21} "
-            f"{_mean(untouched):>21} {middle:17.2f}, {high:.2f}"
+            f"{_mean(untouched, 5):>21} {middle:17.2f}, {high:.2f}"
         )
     if "ours" in rows:
         confidence = [row.outcome.confidences[0] for row in rows["ours"]]
