@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ..config import Profile
 from ..vision.align import Alignment, align
@@ -39,7 +40,8 @@ def align_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
     types = {row["key"]: row["edit_type"] for row in read_table(store, layout.manifest_table(shard))}
     rows: list[dict[str, Any]] = []
     strips: list[RGB] = []
-    with store.open(layout.pairs_tar(shard)) as file:
+    # Threads of BLAS cost more than they gain on matrices this small.
+    with store.open(layout.pairs_tar(shard)) as file, threadpool_limits(1, "blas"):
         for sample in read_samples(file):
             if sample.key not in types:
                 continue

@@ -23,6 +23,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ..config import AlignSettings, MaskSettings, Profile
 from ..vision.align import Alignment, align
@@ -267,10 +268,13 @@ def score_folder(cases: Sequence[Case], profile: Profile, workers: int, say: Say
         return list(_told(map(score, cases), len(cases), say))
     # A spawned process shares no locks with this one's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         return list(_told(pool.map(score, cases, chunksize=4), len(cases), say))
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+    threadpool_limits(1)
 
 
 def _told(scores: Iterator[PairScore], total: int, say: Say) -> Iterator[PairScore]:

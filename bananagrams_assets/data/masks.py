@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ..config import Profile
 from ..vision.geometry import warp
@@ -34,7 +35,12 @@ def make_masks(store: Store, profile: Profile, shard: str, say: Say) -> Product:
     rows: list[dict[str, Any]] = []
     strips: list[RGB] = []
     captions: list[list[str]] = []
-    with store.open(layout.pairs_tar(shard)) as file, sample_writer(store, layout.masks_tar(shard)) as tar:
+    # Threads of BLAS cost more than they gain on matrices this small.
+    with (
+        store.open(layout.pairs_tar(shard)) as file,
+        sample_writer(store, layout.masks_tar(shard)) as tar,
+        threadpool_limits(1, "blas"),
+    ):
         for sample in read_samples(file):
             alignment = alignments.get(sample.key)
             if alignment is None or not alignment["accepted"] or sample.key not in records:
