@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from bananagrams_assets.sample.draw import noise, to_bytes
 from bananagrams_assets.sample.photos import RGB
+from bananagrams_assets.sample.visible import SUM
 
 Rng = np.random.Generator
 Homography = npt.NDArray[np.float64]
 
+MEAN = SUM / 3
 SIDE_STEP_PX = 8
 """Sides of generated pictures are multiples of this."""
 
@@ -72,7 +74,7 @@ def _resynthesise(picture: npt.NDArray[np.float32], strength: float, rng: Rng) -
     shape = (picture.shape[0], picture.shape[1])
     base = cv2.bilateralFilter(picture, 5, 12 + 14 * strength, 1.5 + strength)
     detail = picture - base
-    energy = cv2.GaussianBlur(np.abs(detail).mean(axis=2), (0, 0), 2.5)[..., None]
+    energy = cv2.GaussianBlur(cv2.transform(np.abs(detail), MEAN), (0, 0), 2.5)[..., None]
     invented = noise(shape, rng, max(shape) / 2.2, 1)[..., None] * energy * 0.55 * strength
     kept = 1 - 0.22 * strength
     smooth = cv2.GaussianBlur(base, (0, 0), 1.2)
@@ -80,11 +82,10 @@ def _resynthesise(picture: npt.NDArray[np.float32], strength: float, rng: Rng) -
     result = sharpened + kept * detail + invented
 
     result = 255 * np.power(np.clip(result, 0, 255) / 255, 1 + rng.uniform(-0.07, 0.07) * strength)
-    gray = result.mean(axis=2, keepdims=True)
+    gray = cv2.transform(result, MEAN)[..., None]
     result = gray + (result - gray) * (1 + rng.uniform(-0.08, 0.12) * strength)
-    result = result * (1 + rng.uniform(-0.025, 0.025, 3) * strength) + rng.uniform(-3.5, 3.5, 3) * strength
-    field = np.dstack([noise(shape, rng, 3, 1)] * 3) + 0.4 * np.dstack(
-        [noise(shape, rng, 3, 1) for _ in range(3)]
-    )
+    gain = (1 + rng.uniform(-0.025, 0.025, 3) * strength).astype(np.float32)
+    offset = (rng.uniform(-3.5, 3.5, 3) * strength).astype(np.float32)
+    field = noise(shape, rng, 3, 1)[..., None] + 0.4 * np.dstack([noise(shape, rng, 3, 1) for _ in range(3)])
     grain = rng.standard_normal(picture.shape, dtype=np.float32)
-    return to_bytes(result + 1.6 * strength * field + 0.9 * strength * grain)
+    return to_bytes(result * gain + offset + 1.6 * strength * field + 0.9 * strength * grain)

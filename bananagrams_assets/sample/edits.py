@@ -31,7 +31,7 @@ from bananagrams_assets.sample.things import (
     text_width,
     word_layer,
 )
-from bananagrams_assets.sample.visible import VISIBLE_DE, Invisible, colour_change, without_specks
+from bananagrams_assets.sample.visible import SUM, VISIBLE_DE, Invisible, colour_change, without_specks
 
 LEAST_VISIBLE = 0.8
 LEAST_AREA = 0.008
@@ -83,8 +83,8 @@ def visible_change(before: RGB, after: RGB) -> Mask:
         cv2.cvtColor(cv2.GaussianBlur(picture, (3, 3), 0.7).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         for picture in (before, after)
     ]
-    distance = np.sqrt(np.sum((lab[0] - lab[1]) ** 2, axis=2))
-    mask = (distance > VISIBLE_DE) & np.any(before != after, axis=2)
+    distance = np.sqrt(cv2.transform((lab[0] - lab[1]) ** 2, SUM))
+    mask = (distance > VISIBLE_DE) & (cv2.transform(cv2.absdiff(before, after), SUM) > 0)
     smallest = max(round(mask.size * 1e-4), 4)
     return without_specks(~without_specks(~mask, smallest * 4), smallest)
 

@@ -40,7 +40,7 @@ from bananagrams_assets.sample.photos import (
 from bananagrams_assets.sample.segments import segments_of
 from bananagrams_assets.sample.visible import Invisible
 
-SAMPLE_VERSION = "3"
+SAMPLE_VERSION = "4"
 """Changes whenever the same settings would give other pairs."""
 MANIFEST = "sft.jsonl"
 TRUTH = "truth.jsonl"
@@ -339,7 +339,7 @@ def _write_pair(output: Path, number: int, pair: Pair) -> tuple[dict[str, str], 
     )
     edit = pair.edit
     Image.fromarray(edit.before).save(output / local_input, quality=_JPEG_QUALITY, subsampling=0)
-    Image.fromarray(pair.edited).save(output / output_image, compress_level=4)
+    Image.fromarray(pair.edited).save(output / output_image, compress_level=1)
     Image.fromarray(edit.mask.astype(np.uint8) * 255).save(output / mask)
     record = {
         "open_image_input_url": pair.url,
