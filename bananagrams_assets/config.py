@@ -371,6 +371,12 @@ class TrainSettings(Section):
     learning_rate: Positive = Field(3e-4)
     encoder_rate: float = Field(0.1, ge=0, le=1, description="learning rate of the encoders, as a factor")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    beta2: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="decay a step of Adam's mean of squared gradients; lower where steps are few",
+    )
     weight_decay: float = Field(0.01, ge=0)
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(500, ge=0)
