@@ -30,7 +30,7 @@ def test_logits_have_the_size_of_the_picture(net: MaskNet, height: int, width: i
 def test_features_stand_at_strides_4_8_16_32(net: MaskNet) -> None:
     stem, features = net.image(torch.zeros(1, 5, 64, 96))
     assert stem.shape == (1, 64, 32, 48)
-    assert [tuple(f.shape[1:]) for f in features] == [(64, 16, 24), (128, 8, 12), (256, 4, 6), (512, 2, 3)]
+    assert [tuple(f.shape[1:]) for f in features] == [(64, 16, 24), (128, 8, 12), (128, 4, 6), (128, 2, 3)]
 
 
 def test_coordinate_channels_start_without_effect() -> None:
@@ -79,7 +79,7 @@ def test_layers_are_spread_over_the_strides() -> None:
     settings = profile(model__fusion={"width": 32, "heads": 2, "layers": 3, "strides": [8, 32]}).model
     fusion = MaskNet(settings).fusion
     assert {key: len(layers) for key, layers in fusion.layers.items()} == {"32": 2, "8": 1}  # type: ignore[arg-type]
-    assert fusion.channels == (64, 32, 256, 32)
+    assert fusion.channels == (64, 32, 128, 32)
 
 
 def test_unknown_encoder_is_named_with_those_that_exist() -> None:
