@@ -33,7 +33,17 @@ from .losses import mask_loss
 from .network import MaskNet
 from .optimize import Average, autocast_precision, compiles, make_optimizer, rate_factor, total_steps
 from .predict import make_predictor
-from .process import Job, Place, Stopped, TrainingError, join, listen_for_stop, parallel, read_job
+from .process import (
+    Job,
+    Place,
+    Stopped,
+    TrainingError,
+    join,
+    keep_freed_memory,
+    listen_for_stop,
+    parallel,
+    read_job,
+)
 from .publish import publish, sections
 
 Say = Callable[[str], None]
@@ -307,6 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     file = parser.parse_args(arguments).job
     job = read_job(file)
     launch.stop_with_launcher()
+    keep_freed_memory()
     piped = "DAGSTER_PIPES_CONTEXT" in os.environ and int(os.environ.get("RANK", 0)) == 0
     with launch.open_pipes() if piped else nullcontext() as pipes, join() as place:
 
