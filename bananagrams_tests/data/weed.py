@@ -53,12 +53,17 @@ class Weed:
         return client(self.port, secret)
 
     def start(self) -> None:
-        """Start it, and wait until it takes an object."""
+        """
+        Start it, and wait until it takes an object.
+
+        The number of volumes is fixed: a bucket begins with seven, and were their number made from the disk's
+        free space (`-volume.max=0`), a second bucket would be refused on a small disk.
+        """
         command = [
             str(Path(sys.executable).with_name("weed")), "server", f"-dir={self.folder}", "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1", "-s3", f"-s3.port={self.port}", f"-s3.config={self.folder / 's3.json'}",
             "-filer", f"-filer.port={self._filer}", f"-master.port={self._master}",
-            f"-volume.port={self._volume}", "-volume.max=0", "-master.volumeSizeLimitMB=1024",
+            f"-volume.port={self._volume}", "-volume.max=200", "-master.volumeSizeLimitMB=1024",
             "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         ]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
