@@ -85,7 +85,8 @@ def test_status_tells_what_to_retry_and_a_build_retries_it(server: Server, tmp_p
 def test_a_cancelled_build_ends_with_all_its_processes(
     server: Server, tmp_path: Path, signum: signal.Signals
 ) -> None:
-    chosen = arguments(server, tmp_path)
+    patient = ["--set", "fetch.timeout_s=3600", "--set", "fetch.deadline_s=3600"]
+    chosen = [*arguments(server, tmp_path), *patient]
     server.answers["/5.jpg"] = stalled
     process = started("build", *chosen)
     spool = Path(os.environ["DAGSTER_HOME"]) / "spool"
@@ -96,11 +97,9 @@ def test_a_cancelled_build_ends_with_all_its_processes(
         os.killpg(process.pid, signum)  # as a terminal does
     else:
         process.send_signal(signum)
-    began = time.monotonic()
-    # The pipe is at its end when the last process that holds it is.
-    process.communicate(timeout=20)
+    # The pipe is at its end when the last process that holds it is; the picture never comes.
+    process.communicate(timeout=120)
     assert process.returncode != 0
-    assert time.monotonic() - began < 5
     server.answers["/5.jpg"] = server.answers["/4.jpg"]
     server.asked.clear()
     done("build", *chosen)

@@ -133,9 +133,9 @@ def endless(request: Handler, before: int) -> None:
 
 
 def stalled(request: Handler, before: int) -> None:
-    """Sends a beginning and then nothing."""
+    """Sends a beginning and then nothing, for as long as there is a server."""
     request.reply(200, b"\xff\xd8", Content_Length="1000")
-    request.server.stopping.wait(20)
+    request.server.stopping.wait()
 
 
 def drip(request: Handler, before: int) -> None:

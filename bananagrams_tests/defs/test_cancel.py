@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,7 @@ def ended(server: Server, run: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_terminated_ends_within_five_seconds_and_keeps_its_pictures(
+def test_a_run_that_is_terminated_waits_for_no_picture_and_keeps_those_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BANANAGRAMS_ALLOW_HOSTS", "127.0.0.1")
@@ -60,7 +59,7 @@ def test_a_run_that_is_terminated_ends_within_five_seconds_and_keeps_its_picture
         pictures.answers["/5.jpg"] = stalled
         settings = [
             f"source.manifests=[{write_manifest(tmp_path, records)}]",
-            f"source.cdn_prefix={pictures.url}/nb/",
+            f"source.cdn_prefix={pictures.url}/nb/", "fetch.timeout_s=3600", "fetch.deadline_s=3600",
             *(f"splits.{name}={{ratio: {ratio}, shards: 1}}" for name, ratio in
               (("train", 1.0), ("dev", 0.0), ("test", 0.0))),
         ]  # fmt: skip
@@ -75,11 +74,8 @@ def test_a_run_that_is_terminated_ends_within_five_seconds_and_keeps_its_picture
                 120,
             )
             assert pictures.asked["/5.jpg"] == 1
-            began = time.monotonic()
             server.query(TERMINATE, id=run)
-            while time.monotonic() < began + 5 and status_of(server, run) != "CANCELED":
-                time.sleep(0.2)
-            assert status_of(server, run) == "CANCELED"
+            assert ended(server, run) == "CANCELED"
             pictures.answers["/5.jpg"] = pictures.answers["/4.jpg"]
             pictures.asked.clear()
             assert ended(server, launch(server, "image_pairs", SHARD)) == "SUCCESS"
