@@ -48,10 +48,8 @@ def make_optimizer(net: MaskNet, settings: TrainSettings) -> torch.optim.Optimiz
     if settings.optimizer == "sgd":
         return torch.optim.SGD(options, lr=settings.learning_rate, momentum=0.9)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    # On a CPU the fused kernel copies every weight that is not in PyTorch's default layout, there and back.
-    fused = next(net.parameters()).is_cuda
     betas = (0.9, settings.beta2)
-    return kind(options, lr=settings.learning_rate, betas=betas, fused=fused, foreach=not fused)
+    return kind(options, lr=settings.learning_rate, betas=betas, fused=True)
 
 
 def autocast_precision(settings: TrainSettings, device: torch.device, say: Callable[[str], None]) -> str:

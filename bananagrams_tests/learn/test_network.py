@@ -3,10 +3,21 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional
 
-from bananagrams_assets.learn.network import ImageEncoder, MaskNet, coordinates, load_resnet, widen
+from bananagrams_assets.learn.network import (
+    ImageEncoder,
+    MaskNet,
+    before_doubling,
+    coordinates,
+    load_resnet,
+    upsample,
+    widen,
+)
 from bananagrams_assets.learn.weights import WeightsError
 
 from .tiny import profile
@@ -45,6 +56,18 @@ def test_coordinates_span_the_picture_and_go_on_into_its_padding() -> None:
     assert grid[0, 0, 0, [0, 2, 4]].tolist() == [-1, 0, 1]
     assert grid[0, 1, [0, 1, 2], 0].tolist() == [-1, 0, 1]
     assert (grid[0, 0, :, 5:] > 1).all()
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+def test_a_convolution_before_doubling_is_that_of_the_doubled(
+    outputs: int, channels: int, height: int, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(2, channels, height, width, dtype=torch.float64)
+    weight = torch.randn(outputs, channels, 3, 3, dtype=torch.float64)
+    doubled = functional.conv2d(upsample(x), weight, padding=1)
+    before = functional.conv2d(x, before_doubling(weight), padding=1)
+    torch.testing.assert_close(functional.pixel_shuffle(before, 2), doubled)
 
 
 def test_a_prediction_does_not_depend_on_what_else_is_in_the_batch(net: MaskNet) -> None:
