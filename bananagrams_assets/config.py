@@ -488,7 +488,11 @@ class CheckSettings(Section):
         0.88, description="mean IoU that masks must reach on a few made pairs whose true masks are known"
     )
     min_gain: float = Field(
-        0.02, ge=0, le=1, description="dev IoU the model must have over the best trivial baseline"
+        0.02,
+        ge=0,
+        le=1,
+        description="dev IoU the model must have over the best trivial baseline, and over its own with "
+        "shuffled instructions",
     )
 
 

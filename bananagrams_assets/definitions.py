@@ -30,6 +30,7 @@ defs = dg.Definitions(
         checks.samples_read_back,
         checks.few_rejected,
         checks.beats_trivial_baselines,
+        checks.reads_instructions,
     ],
     jobs=[
         automation.refresh_manifest,

@@ -160,3 +160,14 @@ def test_pretrained_weights_with_no_network_name_the_three_choices(demo: Demo, t
     assert "model.image_weights" in error
     assert "none" in error
     assert "file" in error
+
+
+def test_a_model_that_reads_nothing_is_refused_and_the_champion_stays(demo: Demo) -> None:
+    wordless = ("--set", "train.augment.drop_words=1", "--set", "train.max_steps=20")
+    done = demo.command("train", *SHORT, *wordless)
+    assert done.returncode == 1
+    error = next(line for line in done.stderr.splitlines() if line.startswith("Error: "))
+    assert "refused by asset checks" in error
+    assert "reads_instructions of mask_model: dev IoU" in error
+    assert "with shuffled instructions" in error
+    assert "version 1" in demo.command("champion", *SHORT).stdout

@@ -69,8 +69,8 @@ STAGES: Mapping[str, Stage] = {
         Stage("shards", "3", SAMPLE_SETTINGS, _PAIR),
         Stage("validation_overlays", "2", ("overlays", "mask"), _PAIR),
         Stage("split_index", "3", (*SAMPLE_SETTINGS, "source.manifests"), ("shards",), per="split"),
-        Stage("mask_model", "2", ("model", "train"), ("split_index",), per="whole"),
-        Stage("champion", "2", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
+        Stage("mask_model", "4", ("model", "train"), ("split_index",), per="whole"),
+        Stage("champion", "3", ("mlflow", "checks.min_gain"), ("mask_model",), per="whole"),
     )
 }
 SHARD_STAGES = tuple(name for name, stage in STAGES.items() if stage.per == "shard")

@@ -106,3 +106,17 @@ def beats_trivial_baselines(store: StoreResource) -> dg.AssetCheckResult:
         description=f"dev IoU {model:.3f}; best trivial baseline ({name}) {best:.3f}",
         metadata={"dev_iou": model, **{f"{key}_mask_iou": value for key, value in baselines.items()}},
     )
+
+
+@dg.asset_check(asset=mask_model, blocking=True)
+def reads_instructions(store: StoreResource) -> dg.AssetCheckResult:
+    """Dev IoU is over that with another picture's instruction by `checks.min_gain`."""
+    receipt = read_receipt(store.open(), "mask_model", WHOLE)
+    if receipt is None:
+        return dg.AssetCheckResult(passed=False, description="no model has been trained yet")
+    model, shuffled = receipt.stats["dev_iou"], receipt.stats["shuffled_iou"]
+    return dg.AssetCheckResult(
+        passed=model >= shuffled + PROFILE.checks.min_gain,
+        description=f"dev IoU {model:.3f}; with shuffled instructions {shuffled:.3f}",
+        metadata={"dev_iou": model, "shuffled_iou": shuffled},
+    )

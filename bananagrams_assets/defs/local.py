@@ -173,6 +173,13 @@ def _build_shard(shard: str, retry_failed: bool) -> str | None:
 
 
 def _causes(result: dg.ExecuteInProcessResult) -> Iterator[str]:
+    refused = [
+        f"{check.check_name} of {check.asset_key.to_user_string()}: {check.description}"
+        for check in result.get_asset_check_evaluations()
+        if check.blocking and not check.passed
+    ]
+    if refused:
+        yield f"refused by asset checks: {'; '.join(refused)}"
     for event in result.all_events:
         if event.is_step_failure:
             error = event.step_failure_data.error

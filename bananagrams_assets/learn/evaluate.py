@@ -30,13 +30,11 @@ def evaluate(predictor: Predictor, store: Store, profile: Profile, split: str) -
     with open_split(store, "train") as train:
         mean = mean_mask(train.select(profile.train))
     with open_split(store, split) as samples:
-        return score(predictor, samples, mean, float(predictor.description.get("threshold", metrics.DEFAULT)))
+        return score(predictor, samples, mean)
 
 
-def score(
-    predictor: Predictor, split: Split, mean: Mask, threshold: float = metrics.DEFAULT
-) -> dict[str, Any]:
-    """Metrics of an open split, given the mean training mask and the least probability of a mask pixel.
+def score(predictor: Predictor, split: Split, mean: Mask) -> dict[str, Any]:
+    """Metrics of an open split at the predictor's threshold, given the mean training mask.
 
     `model`: see metrics.summarise, and `average_precision`; `intervals`: 95% of the same figures.
     `baselines`: mean IoU of the empty, the full and the mean training mask; `shuffled`: with each picture
@@ -46,7 +44,7 @@ def score(
     """
     found = _Rows(partners(len(split)))
     for samples in _chunks(split):
-        found.add(predictor, split, samples, mean, threshold)
+        found.add(predictor, split, samples, mean)
     sources = found.sources
     counts, boundary = np.array(found.counts["model"], np.int64), np.array(found.boundary)
     each = {name: metrics.ious(np.array(rows, np.int64)) for name, rows in found.counts.items()}
@@ -57,7 +55,7 @@ def score(
         "samples": len(split),
         "photographs": len(set(sources)),
         "dataset": split.digest,
-        "threshold": threshold,
+        "threshold": predictor.threshold,
         "model": {
             **metrics.summarise(counts, boundary),
             "average_precision": metrics.average_precision(found.histogram),
@@ -102,9 +100,7 @@ class _Rows:
             name: [] for name in ("by_edit_type", "by_category", "by_scope", "by_mask_size")
         }
 
-    def add(
-        self, predictor: Predictor, split: Split, samples: Sequence[Sample], mean: Mask, threshold: float
-    ) -> None:
+    def add(self, predictor: Predictor, split: Split, samples: Sequence[Sample], mean: Mask) -> None:
         start = len(self.sources)
         pictures = [sample.picture for sample in samples]
         words = {
@@ -115,7 +111,7 @@ class _Rows:
         masks = {name: predict(predictor, pictures, texts) for name, texts in words.items()}
         for i, sample in enumerate(samples):
             truth, known = _planes(sample)
-            predicted = {name: masks[name][i] >= threshold for name in words}
+            predicted = {name: masks[name][i] >= predictor.threshold for name in words}
             predicted.update(trivial_masks(mean, (truth.shape[0], truth.shape[1])))
             for name, mask in predicted.items():
                 self.counts[name].append(metrics.count(mask, truth, known))

@@ -41,14 +41,15 @@ def publish(
 ) -> dict[str, Any]:
     """Score the trained network, write it to the store and register it; returns model.json's content."""
     profile = job.profile
-    predictor = make_predictor(net, profile.train.side_px)
+    side_px = profile.train.side_px
+    threshold = best_threshold(make_predictor(net, side_px), dev_split)  # chosen on dev, applied to test
+    predictor = make_predictor(net, side_px, description={"threshold": threshold})
     mean = mean_mask(train_split)
-    threshold = best_threshold(predictor, dev_split)  # chosen on dev, applied to test
-    scores = {"dev": score(predictor, dev_split, mean, threshold)}
+    scores = {"dev": score(predictor, dev_split, mean)}
     digests = {"train": train_split.digest, "dev": dev_split.digest}
     try:
         with open_split(store, "test") as test_split:
-            scores["test"] = score(predictor, test_split, mean, threshold)
+            scores["test"] = score(predictor, test_split, mean)
             digests["test"] = test_split.digest
             log.dataset(test_split, store.describe(layout.index_json("test")), "testing")
     except DatasetError as error:
@@ -96,6 +97,7 @@ def publish(
         **job.tags,
         "dev_iou": repr(summary["dev_iou"]),
         "baseline_iou": repr(max(dev["baselines"].values())),
+        "shuffled_iou": repr(summary["shuffled_iou"]),
         **{f"dataset_{split}": digest for split, digest in digests.items()},
         **compare_with_champion(job, store, predictor, dev_split, log, say),
     }
@@ -105,7 +107,7 @@ def publish(
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
         sample = dev_split[0]
-        example = encode_jpeg(fit(sample.picture, profile.train.side_px), 90), sample.text
+        example = encode_jpeg(fit(sample.picture, side_px), 90), sample.text
         version = registry.register(job.tracking_uri, profile, job.mlflow_run_id, folder, example, tags, card)
     content["version"] = version
     store.write(f"{job.output}/{WEIGHTS}", weights)

@@ -288,9 +288,10 @@ def register(
 def promote(tracking_uri: str, profile: Profile, candidate_version: str | int) -> Promotion:
     """Make the candidate champion if it beats its trivial baselines and the champion; record why on it.
 
-    The first is judged by its tags `dev_iou` and `baseline_iou`, as the asset check does. The second is
-    judged on the very same samples of test (of dev where there is no test): the candidate's mean gain
-    must be above zero over its whole 95% interval (`compare.paired_gain`). Raises RegistryError.
+    The first is judged by its tags `dev_iou`, `baseline_iou` and `shuffled_iou`, as the asset checks do: it
+    must also beat itself with shuffled instructions. The second is judged on the very same samples of test
+    (of dev where there is no test): the candidate's mean gain must be above zero over its whole 95% interval
+    (`compare.paired_gain`). Raises RegistryError.
     """
     client = _client(tracking_uri)
     candidate = _version(client, profile, str(candidate_version))
@@ -402,18 +403,20 @@ def _decide(
 ) -> tuple[bool, str, Gain | None]:
     """Whether the candidate is to be champion, why, and its gain over the champion where there is one."""
     try:
-        score = float(candidate.tags["dev_iou"])
-        baseline = float(candidate.tags["baseline_iou"])
+        score, baseline, shuffled = (
+            float(candidate.tags[key]) for key in ("dev_iou", "baseline_iou", "shuffled_iou")
+        )
     except (KeyError, ValueError):
         raise RegistryError(
-            f"version {candidate.version} of {profile.mlflow.registered_model} carries no dev_iou and "
-            "baseline_iou tags: it was not registered by a training of this project"
+            f"version {candidate.version} of {profile.mlflow.registered_model} carries no dev_iou, "
+            "baseline_iou and shuffled_iou tags: it was not registered by a training of this project"
         ) from None
     if when := candidate.tags.get(WITHDRAWN):
         return False, f"it was taken back at {when}; train again, or delete its tag `{WITHDRAWN}`", None
     needed = profile.checks.min_gain
-    if score < baseline + needed:
-        return False, f"dev IoU {score:.3f}, needed {baseline:.3f} (best trivial) + {needed:g}", None
+    for least, what in ((baseline, "best trivial"), (shuffled, "itself, with shuffled instructions")):
+        if score < least + needed:
+            return False, f"dev IoU {score:.3f}, needed {least:.3f} ({what}) + {needed:g}", None
     over_trivial = f"dev IoU {score:.3f}, best trivial {baseline:.3f}"
     if before is None:
         return True, f"{over_trivial}; there was none before", None
@@ -425,7 +428,10 @@ def _decide(
         if candidate.tags.get("champion_version") == before:
             rival = _artifact(client, candidate.run_id, CHAMPION_SAMPLES)
     if own is None or rival is None or own.samples.keys() != rival.samples.keys():
-        reason = f"the champion, version {before}, was not scored on these samples; train again to compare"
+        reason = (
+            f"the champion, version {before}, was not scored on these samples; train again to compare, or "
+            f"delete the alias `{CHAMPION}` if this code cannot load it"
+        )
         return False, reason, None
     gain = paired_gain(own, rival)
     figures = (

@@ -59,7 +59,7 @@ def add(
     for file, scored in ((registry.SAMPLES, own), (registry.CHAMPION_SAMPLES, rival)):
         if scored:
             log.file(file, json.dumps(scored.as_json()).encode())
-    figures = {"dev_iou": str(score), "baseline_iou": "0.3", **tags}
+    figures = {"dev_iou": str(score), "baseline_iou": "0.3", "shuffled_iou": "0.1", **tags}
     source = client.get_run(run_id).info.artifact_uri
     return str(client.create_model_version(name, source, run_id, tags=figures).version)
 
@@ -109,6 +109,13 @@ def test_a_model_below_its_baselines_is_not_promoted(uri: str, settings: Profile
     assert not promotion.moved
     assert promotion.champion_version is None
     assert "dev IoU 0.310, needed 0.300 (best trivial) + 0.02" in promotion.reason
+    assert registry.find(uri, settings, "champion") is None
+
+
+def test_a_model_that_ignores_its_instructions_is_not_promoted(uri: str, settings: Profile) -> None:
+    promotion = registry.promote(uri, settings, add(uri, settings, 0.4, shuffled_iou="0.39"))
+    assert not promotion.moved
+    assert "dev IoU 0.400, needed 0.390 (itself, with shuffled instructions) + 0.02" in promotion.reason
     assert registry.find(uri, settings, "champion") is None
 
 
@@ -227,7 +234,7 @@ def test_a_run_carries_the_code_it_came_from(uri: str, settings: Profile) -> Non
 
 def test_a_version_of_unknown_origin_or_none_is_an_error(uri: str, settings: Profile) -> None:
     version = add(uri, settings, "")
-    with pytest.raises(RegistryError, match="carries no dev_iou and baseline_iou tags"):
+    with pytest.raises(RegistryError, match="carries no dev_iou, baseline_iou and shuffled_iou"):
         registry.promote(uri, settings, version)
     with pytest.raises(RegistryError, match="has no version 99"):
         registry.promote(uri, settings, 99)

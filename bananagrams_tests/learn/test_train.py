@@ -151,6 +151,14 @@ def test_a_registered_model_is_scored_as_it_was_at_the_end_of_training(trained: 
     assert again["baselines"] == result["summary"]["baselines"]
 
 
+def test_models_are_compared_by_the_scores_that_are_reported(trained: Any) -> None:
+    job, result, _ = trained
+    own, _ = registry.scored_samples(job.tracking_uri, job.profile, result["version"])
+    assert own is not None
+    assert result["threshold"] != predict.THRESHOLD  # or scores at the wrong one would be the same
+    assert own.mean() == pytest.approx(result["summary"]["test_iou"], abs=1e-6)
+
+
 def test_a_resumed_run_ends_bit_by_bit_where_a_whole_one_does(tmp_path: Path) -> None:
     store = make_dataset(tmp_path)
     job, whole, _ = run(make_job(tmp_path, train__max_steps=4, model__fusion__dropout=0.1))
