@@ -69,14 +69,6 @@ def overlays_page(shard: str) -> str:
     return f"overlays/{shard}/index.html"
 
 
-def overlays_sheet(shard: str) -> str:
-    return f"overlays/{shard}/sheet.jpg"
-
-
-def overlays_picture(shard: str, key: str) -> str:
-    return f"overlays/{shard}/pictures/{key}.jpg"
-
-
 def outputs(asset: str, partition: str) -> tuple[str, ...]:
     """Prefixes of all that a partition of an asset leaves in the store, its receipt included."""
     receipts = f"receipts/{asset}/{partition}."

@@ -125,16 +125,11 @@ def exists(store: Store, name: str) -> bool:
     return (Path(name).expanduser() / STATE).is_file() or store.exists(f"{name}/{STATE}")
 
 
-def latest(store: Store, folder: str, run: str) -> str | None:
-    """The run's whole checkpoint of the highest step, to go on from; None if it has none."""
-    names = sorted({name.split("/")[-2] for name in store.list(f"{folder}/{run}-")} - {f"{run}-best"})
-    return next((f"{folder}/{name}" for name in reversed(names) if exists(store, f"{folder}/{name}")), None)
-
-
 def prune(store: Store, folder: str, run: str, keep: int) -> None:
     """Keep the last `keep` checkpoints of a run (folders `<run>-<step>`) and its `<run>-best`."""
-    names = sorted({name.split("/")[-2] for name in store.list(f"{folder}/{run}-")} - {f"{run}-best"})
-    for name in names[:-keep]:
+    names = {name.split("/")[-2] for name in store.list(f"{folder}/{run}-")} - {f"{run}-best"}
+    # By number: the names of a run of more than a million steps are not all of one length.
+    for name in sorted(names, key=lambda name: int(name.rpartition("-")[2]))[:-keep]:
         remove(store, f"{folder}/{name}")
 
 

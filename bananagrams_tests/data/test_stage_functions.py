@@ -323,7 +323,7 @@ def test_overlays_are_bounded_and_drop_what_they_no_longer_show(tmp_path: Path) 
     assert len(store.list(f"overlays/{SHARD}/pictures/")) == product.stats["drawn"] == 2
     masks = sorted(read_table(store, layout.masks_table(SHARD)), key=lambda row: row["confidence"])
     for row in masks[:2]:
-        assert store.exists(layout.overlays_picture(SHARD, row["key"]))
+        assert store.exists(f"overlays/{SHARD}/pictures/{row['key']}.jpg")
 
 
 def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:

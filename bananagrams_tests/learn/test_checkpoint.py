@@ -94,14 +94,14 @@ def test_weights_alone_cannot_be_gone_on_from(trained: Trained, store: Store) ->
 
 
 def test_only_the_last_and_the_best_are_kept(trained: Trained, store: Store) -> None:
-    for name in ("run-000001", "run-000002", "run-000003", "run-best", "old-000009"):
+    for name in ("run-900000", "run-950000", "run-1000000", "run-best", "old-000009"):
         store.write(f"c/{name}/state.json", b"{}")
         store.write(f"c/{name}/model.safetensors", b"x")
     checkpoint.prune(store, "c", "run", 2)
     kept = {name.split("/")[1] for name in store.list("c/")}
-    assert kept == {"run-000002", "run-000003", "run-best", "old-000009"}
+    assert kept == {"run-950000", "run-1000000", "run-best", "old-000009"}
     checkpoint.remove_other_runs(store, "c", "run")
-    assert {name.split("/")[1] for name in store.list("c/")} == {"run-000002", "run-000003", "run-best"}
+    assert {name.split("/")[1] for name in store.list("c/")} == {"run-950000", "run-1000000", "run-best"}
 
 
 def test_a_frozen_tower_is_stored_at_half_precision_and_comes_back_exactly(store: Store) -> None:

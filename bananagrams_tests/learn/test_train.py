@@ -334,8 +334,7 @@ def test_a_killed_run_resumed_ends_with_the_same_bits(
             lines = [line for line, _ in zip(after_steps(process.stdout), range(steps_lived), strict=False)]
             assert lines
             process.kill()
-        run_name = read_job(job).mlflow_run_id[:8]
-        resume = checkpoint.latest(store, "mask_model/checkpoints", run_name)
+        resume = launch.last_checkpoint(store, read_job(job).mlflow_run_id)
         assert resume is not None
         assert int(resume[-6:]) < 24
     last = make_job(tmp_path, resume=resume, **settings)
