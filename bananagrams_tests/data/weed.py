@@ -53,8 +53,7 @@ class Weed:
         return client(self.port, secret)
 
     def start(self) -> None:
-        """
-        Start it, and wait until it takes an object.
+        """Start it, and wait until it takes an object.
 
         The number of volumes is fixed: a bucket begins with seven, and were their number made from the disk's
         free space (`-volume.max=0`), a second bucket would be refused on a small disk.
