@@ -18,7 +18,7 @@ from .partitions import PROFILE
 
 Report = Callable[[str], None]
 GRACE_S = 1.0
-"""What a worker has to end in good order; a killed one loses nothing that a stage has finished."""
+"""What workers have together to end in good order; a killed one loses nothing that a stage has finished."""
 
 _INSTANCE_SETTINGS = """\
 # Written on first use; yours to change. See https://docs.dagster.io/deployment/oss/dagster-yaml
@@ -145,8 +145,9 @@ def _each_shard(shards: list[str], workers: int, retry_failed: bool) -> Iterator
             running = active_children()
             for worker in running:
                 worker.terminate()
+            end = time.monotonic() + GRACE_S  # of all together, however many they are
             for worker in running:
-                worker.join(GRACE_S)
+                worker.join(max(0.0, end - time.monotonic()))
                 worker.kill()
             raise
 
