@@ -107,9 +107,9 @@ def build_stale(profile: Profile, workers: int, retry_failed: bool = False) -> i
 
     With `retry_failed` shards with failures that may pass count as stale.
     """
-    from .data.stages import stale_partitions
-    from .data.status import failures_that_may_pass
-    from .data.store import open_store
+    from .stages.stage import stale_partitions
+    from .stages.status import failures_that_may_pass
+    from .storage.store import open_store
 
     store = open_store(default_store(profile))
     if not stale_partitions(store, profile, DATASET_ASSETS) and not (
@@ -209,8 +209,8 @@ def train(
 
 def train_stale(profile: Profile, rebuild: bool, resume: str | None) -> bool:
     """Train and promote if dataset, settings or code changed; whether there was anything to do."""
-    from .data.stages import stale_partitions
-    from .data.store import open_store
+    from .stages.stage import stale_partitions
+    from .storage.store import open_store
 
     store = open_store(default_store(profile))
     if not (rebuild or resume or stale_partitions(store, profile, MODEL_ASSETS)):
@@ -259,9 +259,9 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Score a model on a split, beside the trivial baselines."""
     loaded = configure(profile, store, settings)
-    from .data.store import open_store
     from .learn import evaluate as evaluation
     from .learn.predict import load_model
+    from .storage.store import open_store
 
     predictor = load_model(model, loaded.profile)
     metrics = evaluation.evaluate(predictor, open_store(default_store(loaded.profile)), loaded.profile, split)
@@ -306,9 +306,9 @@ def predict(
     if instruction and len(paths) == 1 and paths[0].is_file() and Path(output).suffix.lower() == ".png":
         predict_one(paths[0], instruction, output, overlay, soft, threshold, model, loaded.profile)
         return
-    from .data.store import open_store
-    from .learn.batch import ROWS, Output, list_items, predict_all
+    from .learn.batch_prediction import ROWS, Output, list_items, predict_all
     from .learn.predict import load_model
+    from .storage.store import open_store
 
     items = list_items(paths, instruction)
     out = Output(open_store(output), open_store(overlay) if overlay else None, soft, threshold)
@@ -425,7 +425,7 @@ def validate(
     next build: --set 'shards.verdicts=[verdicts.json]' leaves out what was judged bad.
     """
     loaded = configure(profile, store, settings)
-    from .data.overlays import draw_overlays_of
+    from .stages.validation_overlays import draw_overlays_of
 
     paths = [Path(name).absolute() for name in shards]
     if len({path.stem for path in paths}) < len(paths):
@@ -454,8 +454,8 @@ def verify(
     bananagrams verify /media/usb/dataset
     """
     loaded = configure(profile, store, settings)
-    from .data.store import open_store
-    from .data.verify import verify as read_all
+    from .dataset.verify import verify as read_all
+    from .storage.store import open_store
 
     verdict = read_all(open_store(store_or_folder or default_store(loaded.profile)), workers, click.echo)
     for fault in verdict.faults:
@@ -540,7 +540,7 @@ def evaluate_masks(
     """
     loaded = configure(profile, store, settings)
     from .console import show_mask_scores
-    from .data.mask_evaluation import read_cases, score_folder, summarise_scores, write_evaluation
+    from .evaluation.mask_evaluation import read_cases, score_folder, summarise_scores, write_evaluation
 
     cases = read_cases(Path(folder))
     processes = min(workers or os.cpu_count() or 1, len(cases))
@@ -591,14 +591,14 @@ def write_overlay(path: str, picture: Any, found: Any) -> None:
 
 
 def extract_all(profile: Profile) -> None:
-    from .data import layout
-    from .data.extract import extract_shard
-    from .data.store import open_store
+    from .dataset.extract import extract_shard
+    from .storage import paths
+    from .storage.store import open_store
 
     store = open_store(default_store(profile))
     for shard in profile.shard_keys():
         folder = Path(os.environ["DAGSTER_HOME"]) / "extracted" / shard
-        with store.local_path(layout.shard_tar(shard)) as tar:
+        with store.local_path(paths.shard_tar(shard)) as tar:
             count = extract_shard(tar, folder)
         click.echo(f"{folder}: {count} samples")
 

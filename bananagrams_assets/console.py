@@ -59,9 +59,9 @@ def show_results(profile: Profile) -> None:
 
 def show_dataset(profile: Profile) -> None:
     """Print where the dataset and its pages are, with the counts of each split."""
-    from .data import layout
-    from .data.stages import read_receipt
-    from .data.store import open_store
+    from .stages.stage import read_receipt
+    from .storage import paths
+    from .storage.store import open_store
 
     store = open_store(default_store(profile))
     for split in profile.splits.by_name():
@@ -69,13 +69,13 @@ def show_dataset(profile: Profile) -> None:
             where = store.describe(f"shards/{split}")
             click.echo(f"dataset  {split:5}  {receipt.stats['samples']:7} samples  {where}")
     first = profile.shard_keys()[0]
-    click.echo(f"pages    {store.describe(layout.overlays_page(first))}")
+    click.echo(f"pages    {store.describe(paths.overlays_page(first))}")
 
 
 def show_model(profile: Profile) -> None:
     """Print dev IoU beside the trivial baselines, the version and where it is registered."""
-    from .data.stages import WHOLE, read_receipt
-    from .data.store import open_store
+    from .stages.stage import WHOLE, read_receipt
+    from .storage.store import open_store
 
     store = open_store(default_store(profile))
     if not (receipt := read_receipt(store, "mask_model", WHOLE)):
@@ -100,8 +100,8 @@ def show_registry(profile: Profile) -> None:
 
 def show_status(profile: Profile) -> None:
     """Print a line for every shard, their total, failures by reason, and the time left."""
-    from .data.status import status_of
-    from .data.store import open_store
+    from .stages.status import status_of
+    from .storage.store import open_store
 
     status = status_of(open_store(default_store(profile)), profile)
     columns = ("shard", "records", "done", "ok", "failed", "refused", "to retry", "MB", "pictures/s")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from .servers import Server, serving
+from .weed import Weed
+from .weed import serving as s3_server
 
 OURS = ("BANANAGRAMS_PROFILE", "BANANAGRAMS_STORE", "BANANAGRAMS_SET", "BANANAGRAMS_ALLOW_HOSTS",
         "MLFLOW_TRACKING_URI", "DAGSTER_HOME", "AWS_ENDPOINT_URL")  # fmt: skip
@@ -28,3 +33,18 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A web server on the loopback address, which is allowed to be asked."""
+    monkeypatch.setenv("BANANAGRAMS_ALLOW_HOSTS", "127.0.0.1")
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """One S3 server for all tests of a session: it takes seconds to start."""
+    with s3_server(tmp_path_factory.mktemp("weed")) as server:
+        yield server

@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bananagrams_assets.data.spool import pictures_in
+from bananagrams_assets.fetching.spool import pictures_in
 from bananagrams_assets.vision.images import encode_jpeg
 
-from .data.photos import edited, photograph, png, record, write_manifest
-from .data.servers import Server, body, serving, stalled, status
+from .photos import edited, photograph, png, record, write_manifest
+from .servers import Server, body, serving, stalled, status
 
 ONE_SHARD = ["train={ratio: 1.0, shards: 1}", "dev={ratio: 0.0, shards: 1}", "test={ratio: 0.0, shards: 1}"]
 

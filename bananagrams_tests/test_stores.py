@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bananagrams_assets.data.store import LocalStore, Store, open_store
-from bananagrams_assets.data.verify import verify
+from bananagrams_assets.dataset.verify import verify
+from bananagrams_assets.storage.store import LocalStore, Store, open_store
 
-from .data.photos import quiet
-from .data.weed import BUCKET, Weed, serving
+from .photos import quiet
+from .weed import BUCKET, Weed, serving
 
 pytestmark = pytest.mark.slow
 

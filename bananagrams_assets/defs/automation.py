@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from ..config import digest_of
-from ..data.stages import SHARD_STAGES, STAGES, WHOLE, partitions_of, read_receipt, why_stale
+from ..stages.stage import SHARD_STAGES, STAGES, WHOLE, partitions_of, read_receipt, why_stale
 from .partitions import PROFILE
 from .resources import StoreResource
 

@@ -4,10 +4,10 @@ import warnings
 
 import dagster as dg
 
-from ..data import layout
-from ..data.mask_check import measured_mask_ious
-from ..data.stages import WHOLE, read_receipt
-from ..data.verify import photographs_in_two_splits, read_back
+from ..dataset.verify import photographs_in_two_splits, read_back
+from ..evaluation.mask_check import measured_mask_ious
+from ..stages.stage import WHOLE, read_receipt
+from ..storage import paths
 from .dataset import edit_masks, image_pairs, manifest, shards
 from .model import mask_model
 from .partitions import PROFILE, shard_partitions
@@ -69,7 +69,7 @@ def masks_reach_iou(context: dg.AssetCheckExecutionContext, store: StoreResource
 def samples_read_back(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
     """Every sample reads back through `webdataset` with its five parts, sizes agreeing."""
     opened = store.open()
-    results = [read_back(opened, layout.shard_tar(shard)) for shard in context.partition_keys]
+    results = [read_back(opened, paths.shard_tar(shard)) for shard in context.partition_keys]
     faults = [fault for result in results for fault in result.faults]
     return dg.AssetCheckResult(
         passed=not faults,

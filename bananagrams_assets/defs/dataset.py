@@ -8,19 +8,19 @@ from collections.abc import Callable
 import dagster as dg
 
 from ..config import Profile
-from ..data.aligned import align_pairs
-from ..data.fetch import FetchError
-from ..data.index import index_split
-from ..data.manifest import build_manifest
-from ..data.masks import make_masks
-from ..data.overlays import draw_overlays
-from ..data.pairs import fetch_pairs
-from ..data.product import Product, Say
-from ..data.shards import pack_shard
-from ..data.sources import SourceError
-from ..data.stages import STAGES, WHOLE, UpstreamMissing, run_stage, write_receipt
-from ..data.status import failures_that_may_pass
-from ..data.store import Store, StoreError
+from ..fetching.client import FetchError
+from ..records.sources import SourceError
+from ..stages.aligned_pairs import align_pairs
+from ..stages.edit_masks import make_masks
+from ..stages.image_pairs import fetch_pairs
+from ..stages.manifest import build_manifest
+from ..stages.shards import pack_shard
+from ..stages.split_index import index_split
+from ..stages.stage import STAGES, WHOLE, UpstreamMissing, run_stage, write_receipt
+from ..stages.status import failures_that_may_pass
+from ..stages.validation_overlays import draw_overlays
+from ..storage.files import Product, Say
+from ..storage.store import Store, StoreError
 from .metadata import describe
 from .partitions import PROFILE, shard_partitions, shards_of_split, split_partitions
 from .resources import StoreResource

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from ..data.stages import SHARD_STAGES, WHOLE, stale_partitions, why_stale
-from ..data.status import failures_that_may_pass
-from ..data.store import Store
+from ..stages.stage import SHARD_STAGES, WHOLE, stale_partitions, why_stale
+from ..stages.status import failures_that_may_pass
+from ..storage.store import Store
 from .partitions import PROFILE
 
 Report = Callable[[str], None]

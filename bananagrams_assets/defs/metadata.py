@@ -6,8 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from ..data.stages import Outcome, read_preview
-from ..data.store import Store
+from ..stages.stage import Outcome, read_preview
+from ..storage.store import Store
 
 
 def describe(store: Store, outcome: Outcome) -> dict[str, Any]:

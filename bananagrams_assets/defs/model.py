@@ -6,10 +6,10 @@ import warnings
 import dagster as dg
 
 from ..config import Profile
-from ..data.product import FileInfo, Product, Say
-from ..data.stages import WHOLE, read_receipt, run_stage
-from ..data.store import Store
 from ..learn import launch
+from ..stages.stage import WHOLE, read_receipt, run_stage
+from ..storage.files import FileInfo, Product, Say
+from ..storage.store import Store
 from .dataset import code_version, split_index
 from .launchers import run_training
 from .metadata import describe

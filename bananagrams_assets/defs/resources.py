@@ -6,9 +6,9 @@ import subprocess
 
 import dagster as dg
 
-from ..data.store import Store, open_store
 from ..learn.launch import default_tracking_uri
 from ..profiles import default_store
+from ..storage.store import Store, open_store
 from .partitions import PROFILE
 
 

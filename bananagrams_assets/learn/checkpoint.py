@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..data.store import LocalStore, Store, StoreError
+from ..storage.store import LocalStore, Store, StoreError
 from .network import MaskNet
-from .optimize import Average
+from .optimizer import Average
 from .text import TextTower
 from .weights import first_line
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import AugmentSettings, TrainSettings
-from ..data.read import DatasetError as DatasetError
-from ..data.read import SplitParts, open_parts
-from ..data.store import Store
+from ..dataset.split_reader import DatasetError as DatasetError
+from ..dataset.split_reader import SplitParts, open_parts
+from ..storage.store import Store
 from ..vision.images import decode, decode_mask, resize
 from .augment import augment
 

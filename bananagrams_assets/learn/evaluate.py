@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ..config import Profile, TrainSettings
-from ..data.store import Store
+from ..storage.store import Store
 from . import metrics
 from .baselines import Mask, mean_mask, trivial_masks
 from .dataset import Batch, Sample, Split, TrainingSet, loader, open_split

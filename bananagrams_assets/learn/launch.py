@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..config import Profile, digest_of
-from ..data.stages import STAGES, WHOLE, upstream_versions
-from ..data.store import MissingObject, Store, open_store
 from ..profiles import TRACKING_VARIABLE
+from ..stages.stage import STAGES, WHOLE, upstream_versions
+from ..storage.store import MissingObject, Store, open_store
 
 if TYPE_CHECKING:
     from dagster_pipes import PipesContext

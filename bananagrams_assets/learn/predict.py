@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 from ..config import Profile
-from ..data.store import LocalStore, Store, StoreError, open_store
 from ..profiles import default_store, load_profile, validate
+from ..storage.store import LocalStore, Store, StoreError, open_store
 from ..vision.images import RGB, decode, resize
 from . import checkpoint
 from .launch import default_tracking_uri

@@ -14,17 +14,17 @@ import safetensors.torch
 import torch
 
 from ..config import ConfigError, Profile
-from ..data import layout
-from ..data.store import Store
+from ..storage import paths
+from ..storage.store import Store
 from ..vision.images import encode_jpeg, fit
 from . import checkpoint, launch, registry, report
 from .baselines import mean_mask
-from .compare import score_samples
+from .comparison import score_samples
 from .dataset import DatasetError, Split, open_split
+from .distributed import Job
 from .evaluate import best_threshold, score
 from .network import MaskNet
 from .predict import CARD, DESCRIPTION, WEIGHTS, Predictor, make_predictor
-from .process import Job
 
 Say = Callable[[str], None]
 
@@ -51,7 +51,7 @@ def publish(
         with open_split(store, "test") as test_split:
             scores["test"] = score(predictor, test_split, mean)
             digests["test"] = test_split.digest
-            log.dataset(test_split, store.describe(layout.index_json("test")), "testing")
+            log.dataset(test_split, store.describe(paths.index_json("test")), "testing")
     except DatasetError as error:
         say(f"not scored on test: {error}")
     for split, found in scores.items():
@@ -87,7 +87,7 @@ def publish(
         "metrics": scores,
         "torch": torch.__version__,
     }
-    counts = {split: json.loads(store.read(layout.index_json(split))) for split in digests}
+    counts = {split: json.loads(store.read(paths.index_json(split))) for split in digests}
     card = report.card(profile, content, counts)
     log.file("metrics.json", json.dumps(scores, indent=1).encode())
     log.file("card.md", card.encode())

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 from .. import __version__
 from ..config import Profile, flatten
 from ..profiles import TRACKING_VARIABLE
-from .compare import Gain, Scored, paired_gain
+from .comparison import Gain, Scored, paired_gain
 
 if TYPE_CHECKING:
     from .dataset import Split

@@ -12,10 +12,10 @@ from typing import IO, Any, cast
 
 import webdataset
 
-from ..data.read import DatasetError, damaged, read_index, read_rows
-from ..data.samples import SampleError, read_samples
-from ..data.shards import PARTS
-from ..data.store import Store, open_store
+from ..dataset.split_reader import DatasetError, damaged, read_index, read_rows
+from ..stages.shards import PARTS
+from ..storage.sample_tar import SampleError, read_samples
+from ..storage.store import Store, open_store
 from .dataset import decode_sample
 
 

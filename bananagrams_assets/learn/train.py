@@ -24,16 +24,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainSettings
-from ..data import layout
-from ..data.store import StoreError, open_store
+from ..storage import paths
+from ..storage.store import StoreError, open_store
 from . import checkpoint, launch, registry, report
 from .dataset import Batch, Split, Steps, TrainingSet, loader, open_split
-from .evaluate import DevScorer
-from .losses import mask_loss
-from .network import MaskNet
-from .optimize import Average, autocast_precision, compiles, make_optimizer, rate_factor, total_steps
-from .predict import make_predictor
-from .process import (
+from .distributed import (
     Job,
     Place,
     Stopped,
@@ -44,6 +39,11 @@ from .process import (
     parallel,
     read_job,
 )
+from .evaluate import DevScorer
+from .losses import mask_loss
+from .network import MaskNet
+from .optimizer import Average, autocast_precision, compiles, make_optimizer, rate_factor, total_steps
+from .predict import make_predictor
 from .publish import publish, sections
 
 Say = Callable[[str], None]
@@ -101,7 +101,7 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
             log = stack.enter_context(registry.RunLog(job.tracking_uri, job.mlflow_run_id))
             log.settings(job.profile, {"dataset": train_split.digest, "devices": place.world})
             for split, use in ((train_split, "training"), (dev_split, "validation")):
-                log.dataset(split, store.describe(layout.index_json(split.name)), use)
+                log.dataset(split, store.describe(paths.index_json(split.name)), use)
         parameters = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
         say(
             f"{len(train_split)} training and {len(dev_split)} dev samples; {parameters / 1e6:.1f} M "

@@ -33,7 +33,7 @@ from bananagrams_assets.vision.geometry import (
     resizing,
 )
 from bananagrams_assets.vision.images import RGB, fitted_size, resize
-from bananagrams_assets.vision.models import MODELS, choose, fitted, squared_distances, swing
+from bananagrams_assets.vision.transform_models import MODELS, choose, fitted, squared_distances, swing
 
 SURE = 0.97
 """Confidence from which no costlier way to align is tried."""

@@ -27,19 +27,19 @@ from pathlib import Path
 import cv2
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.data import layout
-from bananagrams_assets.data.pairs import decode_pair
-from bananagrams_assets.data.samples import read_samples
-from bananagrams_assets.data.stages import run_stage
-from bananagrams_assets.data.store import Store, open_store
-from bananagrams_assets.data.tables import by_key, read_table
 from bananagrams_assets.sample.make import make_sample
+from bananagrams_assets.stages.image_pairs import decode_pair
+from bananagrams_assets.stages.stage import run_stage
+from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.sample_tar import read_samples
+from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_assets.storage.tables import by_key, read_table
 from bananagrams_assets.vision.align import align
 from bananagrams_assets.vision.mask import edit_mask
 
-from ..data.building import BUILDERS
-from ..data.photos import local_pairs, one_shard, quiet
-from ..data.weed import BUCKET, serving
+from ..photos import local_pairs, one_shard, quiet
+from ..stages.building import BUILDERS
+from ..weed import BUCKET, serving
 
 SHARD = "train-00000"
 STAGES = ("aligned_pairs", "edit_masks", "shards")
@@ -58,8 +58,8 @@ def run(store: Store, profile: Profile, asset: str) -> None:
 
 def plain(store: Store, profile: Profile) -> None:
     """Alignment and masks alone."""
-    records = by_key(read_table(store, layout.manifest_table(SHARD)))
-    with store.open(layout.pairs_tar(SHARD)) as file:
+    records = by_key(read_table(store, paths.manifest_table(SHARD)))
+    with store.open(paths.pairs_tar(SHARD)) as file:
         for sample in read_samples(file):
             before, after = decode_pair(sample, profile.fetch.max_pixels)
             found = align(before, after, profile.align)
@@ -86,7 +86,7 @@ def pack(pairs: int, side: int, rounds: int) -> None:
             reference.append(cpu(lambda: plain(store, profile)))
             for asset in STAGES:
                 ours[asset].append(cpu(lambda asset=asset: run(store, profile, asset)))  # type: ignore[misc]
-        count = len(read_table(store, layout.pairs_table(SHARD)))
+        count = len(read_table(store, paths.pairs_table(SHARD)))
         best = {asset: min(times) / count * 1e3 for asset, times in ours.items()}
         alone = min(reference) / count * 1e3
         whole = sum(best.values())
@@ -126,7 +126,7 @@ def child(manifest: str, url: str) -> None:
     for asset in ("manifest", "image_pairs", *STAGES):
         run(store, profile, asset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak": peak, "bytes": store.size(layout.shard_tar(SHARD))}))
+    print(json.dumps({"peak": peak, "bytes": store.size(paths.shard_tar(SHARD))}))
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from bananagrams_assets.vision.images import encode_jpeg
 
-from ..data.photos import photograph, record, write_manifest
-from ..data.servers import body, serving, stalled
+from ..photos import photograph, record, write_manifest
+from ..servers import body, serving, stalled
 
 LIMIT_S = 5.0
 PAIRS_A_WORKER = 8

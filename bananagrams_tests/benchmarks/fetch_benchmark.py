@@ -83,11 +83,11 @@ def urls(base: str, pairs: int) -> Iterator[tuple[str, str]]:
 
 
 def ours(base: str, pairs: int, concurrency: int) -> int:
-    from bananagrams_assets.data import layout
-    from bananagrams_assets.data.pairs import fetch_pairs
-    from bananagrams_assets.data.store import LocalStore
-    from bananagrams_assets.data.tables import MANIFEST, write_table
     from bananagrams_assets.profiles import validate
+    from bananagrams_assets.stages.image_pairs import fetch_pairs
+    from bananagrams_assets.storage import paths
+    from bananagrams_assets.storage.store import LocalStore
+    from bananagrams_assets.storage.tables import MANIFEST, write_table
 
     shard = "train-00000"
     store = LocalStore(Path(os.environ["DAGSTER_HOME"]) / "store")
@@ -96,7 +96,7 @@ def ours(base: str, pairs: int, concurrency: int) -> int:
         | {"key": f"sft-{number:06d}", "input_url": photo, "output_url": edit}
         for number, (photo, edit) in enumerate(urls(base, pairs))
     ]
-    write_table(store, layout.manifest_table(shard), MANIFEST, records)
+    write_table(store, paths.manifest_table(shard), MANIFEST, records)
     del records
     profile = validate({"fetch": {"concurrency": concurrency}})
     product = fetch_pairs(store, profile, shard, lambda line: None)
@@ -152,7 +152,13 @@ CLIENTS: dict[str, Callable[[str, int, int], int]] = {
 }  # fmt: skip
 
 MODULES = {
-    "ours": ("aiohttp", "pandas", "pyarrow.compute", "pyarrow.parquet", "bananagrams_assets.data.pairs"),
+    "ours": (
+        "aiohttp",
+        "pandas",
+        "pyarrow.compute",
+        "pyarrow.parquet",
+        "bananagrams_assets.stages.image_pairs",
+    ),
     "bare aiohttp": ("aiohttp",),
     "bare aiohttp, fsync": ("aiohttp",),
     "bare aiohttp, nothing kept": ("aiohttp",),

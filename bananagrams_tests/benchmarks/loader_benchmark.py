@@ -22,8 +22,8 @@ import torch
 import webdataset
 
 from bananagrams_assets.config import AugmentSettings
-from bananagrams_assets.data.store import Store, open_store
 from bananagrams_assets.learn.dataset import Steps, TrainingSet, loader, open_split
+from bananagrams_assets.storage.store import Store, open_store
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 from bananagrams_tests.learn.tiny import write_shard
 

@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.data.edit_types import EDIT_TYPES
-from bananagrams_assets.data.manifest import build_manifest
-from bananagrams_assets.data.openimages import open_photographs
-from bananagrams_assets.data.store import LocalStore
 from bananagrams_assets.profiles import load_profile
+from bananagrams_assets.records.edit_types import EDIT_TYPES
+from bananagrams_assets.records.open_images import open_photographs
+from bananagrams_assets.stages.manifest import build_manifest
+from bananagrams_assets.storage.store import LocalStore
 
 _TEXT = (
     "remove the red flag and its white pole from upper right of image seamlessly extending clear blue sky "

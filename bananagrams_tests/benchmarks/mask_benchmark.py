@@ -31,12 +31,12 @@ import numpy as np
 from PIL import Image
 
 from bananagrams_assets.config import SampleSettings
-from bananagrams_assets.data.edit_types import edit_type
+from bananagrams_assets.evaluation.mask_scores import MaskScores, auroc, score_mask
+from bananagrams_assets.records.edit_types import edit_type
 from bananagrams_assets.sample.make import PHOTO_COUNTS, Scenes, make_photo_pair
 from bananagrams_assets.sample.photos import folder_photos, packaged_photos
 from bananagrams_assets.vision.geometry import Floats, frame, overlap_polygon, polygon_mask, project
 from bananagrams_assets.vision.images import Mask
-from bananagrams_assets.vision.mask_scores import MaskScores, auroc, score_mask
 from bananagrams_tests.benchmarks.recipes import RECIPES, Outcome, ours
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

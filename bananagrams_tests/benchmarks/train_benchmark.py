@@ -26,7 +26,7 @@ from bananagrams_assets.config import Profile
 from bananagrams_assets.learn.dataset import Batch, Steps, TrainingSet, loader, open_split
 from bananagrams_assets.learn.losses import mask_loss
 from bananagrams_assets.learn.network import MaskNet
-from bananagrams_assets.learn.optimize import autocast_precision, compiles, make_optimizer
+from bananagrams_assets.learn.optimizer import autocast_precision, compiles, make_optimizer
 from bananagrams_assets.profiles import load_profile
 
 from .loader_benchmark import make_shard

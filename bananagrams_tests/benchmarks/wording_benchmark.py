@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bananagrams_assets.data.store import open_store
 from bananagrams_assets.learn import metrics
 from bananagrams_assets.learn.dataset import open_split
 from bananagrams_assets.learn.evaluate import partners
 from bananagrams_assets.learn.predict import load_predictor, predict
 from bananagrams_assets.sample.draw import COLORS
+from bananagrams_assets.storage.store import open_store
 
 _COLOR = f"({'|'.join(COLORS)})"
 _NEW = rf"(an? {_COLOR} \w+)"

@@ -5,13 +5,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from bananagrams_assets.data.product import Product
-from bananagrams_assets.data.stages import SHARD_STAGES, WHOLE, upstream_versions, write_receipt
-from bananagrams_assets.data.store import Store, open_store
 from bananagrams_assets.definitions import defs
 from bananagrams_assets.defs.automation import nightly_refresh, stale_partitions
 from bananagrams_assets.defs.partitions import PROFILE
 from bananagrams_assets.defs.resources import StoreResource
+from bananagrams_assets.stages.stage import SHARD_STAGES, WHOLE, upstream_versions, write_receipt
+from bananagrams_assets.storage.files import Product
+from bananagrams_assets.storage.store import Store, open_store
 
 
 @pytest.fixture

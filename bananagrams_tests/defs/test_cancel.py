@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bananagrams_assets.data.layout import pairs_tar
-from bananagrams_assets.data.spool import pictures_in
-from bananagrams_assets.data.store import LocalStore
+from bananagrams_assets.fetching.spool import pictures_in
+from bananagrams_assets.storage.paths import pairs_tar
+from bananagrams_assets.storage.store import LocalStore
 from bananagrams_assets.vision.images import encode_jpeg
 
-from ..data.photos import edited, photograph, png, record, write_manifest
-from ..data.servers import body, serving, stalled
+from ..photos import edited, photograph, png, record, write_manifest
+from ..servers import body, serving, stalled
 from .server import Server, dagster_dev, wait_for
 from .test_dagster_dev import LAUNCH_RUN, RUN
 

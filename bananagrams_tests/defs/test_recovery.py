@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.data.product import Product
-from bananagrams_assets.data.stages import write_receipt
-from bananagrams_assets.data.store import Store
 from bananagrams_assets.learn import launch
+from bananagrams_assets.stages.stage import write_receipt
+from bananagrams_assets.storage.files import Product
+from bananagrams_assets.storage.store import Store
 
 from ..learn.tiny import make_dataset, profile
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bananagrams_assets.config import ModelSettings
-from bananagrams_assets.data.store import Store, open_store
 from bananagrams_assets.learn import checkpoint
 from bananagrams_assets.learn.checkpoint import CheckpointError
 from bananagrams_assets.learn.network import MaskNet
-from bananagrams_assets.learn.optimize import make_optimizer
+from bananagrams_assets.learn.optimizer import make_optimizer
+from bananagrams_assets.storage.store import Store, open_store
 
 from .tiny import profile
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from bananagrams_assets.config import AugmentSettings
-from bananagrams_assets.data.tables import SHARDS, write_table
 from bananagrams_assets.learn.dataset import (
     DatasetError,
     Steps,
@@ -24,6 +23,7 @@ from bananagrams_assets.learn.dataset import (
     open_split,
 )
 from bananagrams_assets.learn.stream import stream_split
+from bananagrams_assets.storage.tables import SHARDS, write_table
 
 from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile, sample_parts, write_shard
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bananagrams_assets.data.store import Store, open_store
 from bananagrams_assets.learn.dataset import DatasetError, open_split
 from bananagrams_assets.learn.stream import stream_split
-from bananagrams_tests.data.weed import BUCKET, Weed, serving
+from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_tests.weed import BUCKET, Weed, serving
 
 from .tiny import make_dataset
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bananagrams_assets.data import layout
-from bananagrams_assets.data.store import open_store
 from bananagrams_assets.learn import checkpoint, predict
-from bananagrams_assets.learn.batch import InputError, Output, Row, list_items, predict_all
+from bananagrams_assets.learn.batch_prediction import InputError, Output, Row, list_items, predict_all
 from bananagrams_assets.learn.network import MaskNet
 from bananagrams_assets.learn.publish import sections
+from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.store import open_store
 
 from .tiny import make_dataset, profile, sample_parts, write_shard
 
@@ -135,7 +135,7 @@ def test_a_shard_and_its_extracted_folder_give_the_same_masks(
         for part, data in parts.items():
             (tmp_path / "folder" / f"{key}.{part}").parent.mkdir(exist_ok=True)
             (tmp_path / "folder" / f"{key}.{part}").write_bytes(data)
-    for name, source in (("tar", layout.shard_tar("test-00000")), ("dir", "folder")):
+    for name, source in (("tar", paths.shard_tar("test-00000")), ("dir", "folder")):
         table, failed = run(model, [tmp_path / source], None, tmp_path / name)
         assert not failed
         assert [row["instruction"] for row in table] == [
@@ -152,7 +152,7 @@ def test_a_shard_that_was_cut_off_gives_what_it_holds_and_a_failed_row(
     rng = np.random.default_rng(0)
     store = open_store(str(tmp_path))
     write_shard(store, "test-00000", {f"k-{number}": sample_parts(number, rng) for number in range(3)})
-    whole = store.read(layout.shard_tar("test-00000"))
+    whole = store.read(paths.shard_tar("test-00000"))
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     photograph(tmp_path / "after.jpg")
     table, failed = run(model, [tmp_path / "cut.tar", tmp_path / "after.jpg"], "Remove it", tmp_path / "out")

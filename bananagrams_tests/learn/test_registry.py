@@ -14,7 +14,7 @@ import pytest
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.learn import registry
-from bananagrams_assets.learn.compare import Scored
+from bananagrams_assets.learn.comparison import Scored
 from bananagrams_assets.learn.registry import RegistryError
 
 from .tiny import profile

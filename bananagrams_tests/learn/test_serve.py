@@ -25,9 +25,9 @@ from PIL import Image
 from bananagrams_assets.config import Profile
 from bananagrams_assets.learn import launch, registry
 from bananagrams_assets.learn.dataset import open_split
+from bananagrams_assets.learn.distributed import Job
 from bananagrams_assets.learn.network import MaskNet
 from bananagrams_assets.learn.predict import encode_soft, load_model, make_predictor, predict_file
-from bananagrams_assets.learn.process import Job
 from bananagrams_assets.learn.publish import publish
 from bananagrams_assets.vision.images import encode_png_mask
 

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from bananagrams_assets.data.store import open_store
 from bananagrams_assets.learn import checkpoint, evaluate, launch, predict, registry, train
 from bananagrams_assets.learn.dataset import Batch, DatasetError, TrainingSet, loader, open_split
+from bananagrams_assets.learn.distributed import Job, Place, TrainingError, read_job
 from bananagrams_assets.learn.losses import mask_loss
 from bananagrams_assets.learn.network import MaskNet
-from bananagrams_assets.learn.optimize import Average, rate_factor, total_steps
-from bananagrams_assets.learn.process import Job, Place, TrainingError, read_job
+from bananagrams_assets.learn.optimizer import Average, rate_factor, total_steps
+from bananagrams_assets.storage.store import open_store
 
 from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile
 

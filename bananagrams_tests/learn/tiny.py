@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.data import layout
-from bananagrams_assets.data.samples import sample_writer
-from bananagrams_assets.data.store import Store, open_store
-from bananagrams_assets.data.tables import SHARDS, write_table
 from bananagrams_assets.profiles import load_profile
+from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.sample_tar import sample_writer
+from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_assets.storage.tables import SHARDS, write_table
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 
 HALVES = {
@@ -107,7 +107,7 @@ def sample_parts(
 def write_shard(store: Store, shard: str, samples: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
     """A tar of samples in key order and its table; returns the shard's entry in an index."""
     rows = []
-    with sample_writer(store, layout.shard_tar(shard)) as tar:
+    with sample_writer(store, paths.shard_tar(shard)) as tar:
         for key, parts in sorted(samples.items()):
             place = {
                 "offset": tar.file.tell(),
@@ -117,11 +117,11 @@ def write_shard(store: Store, shard: str, samples: Mapping[str, Mapping[str, byt
             for part, data in parts.items():
                 tar.add(key, part, data)
             rows.append({"key": key, "status": "written", **_row(parts["meta.json"]), **place})
-    write_table(store, layout.shard_table(shard), SHARDS, rows)
+    write_table(store, paths.shard_table(shard), SHARDS, rows)
     info = tar.file.info
     return {
         "shard": shard,
-        "name": layout.shard_tar(shard),
+        "name": paths.shard_tar(shard),
         "samples": len(rows),
         "bytes": info.bytes,
         "sha256": info.sha256,

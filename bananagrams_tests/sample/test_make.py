@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from bananagrams_assets.config import SampleSettings, SplitsSettings
-from bananagrams_assets.data.edit_types import EDIT_TYPES
-from bananagrams_assets.data.records import assign, source_id
 from bananagrams_assets.profiles import load_profile
+from bananagrams_assets.records.edit_types import EDIT_TYPES
+from bananagrams_assets.records.manifest_line import assign, source_id
 from bananagrams_assets.sample import make
 from bananagrams_assets.sample.make import FAMILY_COUNTS, ensure_sample, make_sample
 from bananagrams_assets.sample.photos import PhotoError

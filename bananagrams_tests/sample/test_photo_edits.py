@@ -11,19 +11,13 @@ import pytest
 from PIL import Image
 
 from bananagrams_assets.config import SampleSettings
-from bananagrams_assets.data.edit_types import EDIT_TYPES
+from bananagrams_assets.records.edit_types import EDIT_TYPES
 from bananagrams_assets.sample import words
 from bananagrams_assets.sample.edits import Edit
 from bananagrams_assets.sample.fill import fill
 from bananagrams_assets.sample.make import PHOTO_COUNTS, Scenes, make_photo_pair, make_sample
 from bananagrams_assets.sample.photo_edits import Scene, make_photo_edit
-from bananagrams_assets.sample.photos import (
-    LABELS,
-    PhotoError,
-    folder_photos,
-    packaged_photos,
-    read_photo,
-)
+from bananagrams_assets.sample.photos import LABELS, PhotoError, folder_photos, packaged_photos, read_photo
 from bananagrams_assets.sample.segments import Segment, segments_of
 from bananagrams_assets.sample.visible import Invisible, visible_truth
 from bananagrams_assets.vision.geometry import warp

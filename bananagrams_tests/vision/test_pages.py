@@ -16,9 +16,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.data.store import LocalStore
-from bananagrams_assets.data.verdicts import judged_bad
 from bananagrams_assets.profiles import validate
+from bananagrams_assets.stages.reviews import judged_bad
+from bananagrams_assets.storage.store import LocalStore
 from bananagrams_assets.vision.images import encode_jpeg
 from bananagrams_assets.vision.overlay import heat_map, outline
 from bananagrams_assets.vision.page import PageRow, render_contents, render_page, render_summary

@@ -1,0 +1,134 @@
+"""The `aligned_pairs` stage: how each edited picture lies on its input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ..config import Profile
+from ..storage import paths
+from ..storage.files import Product, Say
+from ..storage.sample_tar import read_samples
+from ..storage.store import Store
+from ..storage.tables import ALIGNED, read_table, write_table
+from ..vision.align import Alignment, align
+from ..vision.geometry import warp
+from ..vision.images import RGB, PictureError, fit
+from .image_pairs import decode_pair
+from .statistics import (
+    PREVIEW_PAIRS,
+    PREVIEW_TILE_PX,
+    by_edit_type,
+    counts,
+    histogram,
+    median,
+    preview,
+    reasons,
+    side_by_side,
+)
+
+
+def align_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+    """Write `aligned_pairs/<shard>.parquet`: a row for every pair of the shard's pictures.
+
+    A pair that cannot be aligned is a row that is not accepted, with its reason. Raises StoreError,
+    SampleError where the shard of pictures is not what its stage wrote.
+    """
+    types = {row["key"]: row["edit_type"] for row in read_table(store, paths.manifest_table(shard))}
+    rows: list[dict[str, Any]] = []
+    strips: list[RGB] = []
+    # Threads of BLAS cost more than they gain on matrices this small.
+    with store.open(paths.pairs_tar(shard)) as file, threadpool_limits(1, "blas"):
+        for sample in read_samples(file):
+            if sample.key not in types:
+                continue
+            try:
+                before, after = decode_pair(sample, profile.fetch.max_pixels)
+                alignment = align(before, after, profile.align)
+            except (PictureError, cv2.error, np.linalg.LinAlgError) as error:
+                rows.append(_rejected(sample.key, str(error)))
+                continue
+            rows.append(_row(sample.key, before, after, alignment))
+            if alignment.accepted and len(strips) < PREVIEW_PAIRS:
+                strips.append(_strip(before, after, alignment))
+            if len(rows) % 100 == 0:
+                say(f"{shard}: {len(rows)} pairs aligned")
+    name = paths.aligned_table(shard)
+    files = {name: write_table(store, name, ALIGNED, rows)}
+    return Product(
+        files, _stats(rows, types), preview(strips, [[row["key"]] for row in _accepted(rows)][: len(strips)])
+    )
+
+
+def _row(key: str, before: RGB, after: RGB, alignment: Alignment) -> dict[str, Any]:
+    return {
+        "key": key,
+        "accepted": alignment.accepted,
+        "reason": alignment.reason,
+        "method": alignment.method,
+        "homography": alignment.homography.ravel().tolist(),
+        "inliers": alignment.inliers,
+        "inlier_ratio": alignment.inlier_ratio,
+        "residual_px": alignment.residual_px,
+        "overlap": alignment.overlap.ravel().tolist(),
+        "overlap_share": alignment.overlap_share,
+        "confidence": alignment.confidence,
+        "width": before.shape[1],
+        "height": before.shape[0],
+        "edited_width": after.shape[1],
+        "edited_height": after.shape[0],
+    }
+
+
+def _rejected(key: str, reason: str) -> dict[str, Any]:
+    return {
+        "key": key,
+        "accepted": False,
+        "reason": reason,
+        "method": "none",
+        "homography": np.eye(3).ravel().tolist(),
+        "inliers": 0,
+        "inlier_ratio": 0.0,
+        "residual_px": 0.0,
+        "overlap": [],
+        "overlap_share": 0.0,
+        "confidence": 0.0,
+        "width": 0,
+        "height": 0,
+        "edited_width": 0,
+        "edited_height": 0,
+    }
+
+
+def _strip(before: RGB, after: RGB, alignment: Alignment) -> RGB:
+    """Before, after laid over it, and the two at half strength, where a shift shows as a double line."""
+    size = (before.shape[1], before.shape[0])
+    drawn, known = warp(after, alignment.homography, size)
+    drawn = np.where(known[..., None], drawn, 255).astype(np.uint8)
+    blend = np.asarray(cv2.addWeighted(before, 0.5, drawn, 0.5, 0), np.uint8)
+    return side_by_side([fit(picture, PREVIEW_TILE_PX) for picture in (before, drawn, blend)])
+
+
+def _accepted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["accepted"]]
+
+
+def _stats(rows: list[dict[str, Any]], types: dict[str, str]) -> dict[str, Any]:
+    accepted = _accepted(rows)
+    return {
+        "pairs": len(rows),
+        "accepted": len(accepted),
+        "rejected": len(rows) - len(accepted),
+        "accepted_share": round(len(accepted) / len(rows), 4) if rows else 1.0,
+        "reasons": reasons(rows),
+        "methods": counts(row["method"] for row in accepted),
+        "median_inliers": median(row["inliers"] for row in accepted),
+        "median_residual_px": median(row["residual_px"] for row in accepted),
+        "median_confidence": median(row["confidence"] for row in accepted),
+        "median_overlap_share": median(row["overlap_share"] for row in accepted),
+        "confidence_histogram": histogram(row["confidence"] for row in accepted),
+        "by_edit_type": by_edit_type(rows, types, "accepted", lambda row: bool(row["accepted"])),
+    }

@@ -1,0 +1,133 @@
+"""The `edit_masks` stage: which pixels of the input each edit changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ..config import Profile
+from ..storage import paths
+from ..storage.files import Product, Say
+from ..storage.sample_tar import Sample, read_samples, sample_writer
+from ..storage.store import Store
+from ..storage.tables import MASKS, by_key, read_table, write_table
+from ..vision.geometry import warp
+from ..vision.images import RGB, PictureError, encode_png_mask
+from ..vision.mask import EditMask, edit_mask
+from .image_pairs import decode_pair
+from .statistics import (
+    PREVIEW_PAIRS,
+    PREVIEW_TILE_PX,
+    by_edit_type,
+    counts,
+    histogram,
+    median,
+    preview,
+    reasons,
+)
+
+MASK_PART = "mask.png"
+
+
+def make_masks(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+    """Write `edit_masks/<shard>.tar`, one-bit PNGs of the inputs' sizes, and its table.
+
+    There is a row for every accepted pair; one whose mask could not be made has no verdict, and a
+    reason. Raises StoreError, SampleError.
+    """
+    records = by_key(read_table(store, paths.manifest_table(shard)))
+    alignments = by_key(read_table(store, paths.aligned_table(shard)))
+    rows: list[dict[str, Any]] = []
+    strips: list[RGB] = []
+    captions: list[list[str]] = []
+    # Threads of BLAS cost more than they gain on matrices this small.
+    with (
+        store.open(paths.pairs_tar(shard)) as file,
+        sample_writer(store, paths.masks_tar(shard)) as tar,
+        threadpool_limits(1, "blas"),
+    ):
+        for sample in read_samples(file):
+            alignment = alignments.get(sample.key)
+            if alignment is None or not alignment["accepted"] or sample.key not in records:
+                continue
+            homography = np.array(alignment["homography"], np.float64).reshape(3, 3)
+            overlap = np.array(alignment["overlap"], np.float64).reshape(-1, 2)
+            try:
+                before, after = decode_pair(sample, profile.fetch.max_pixels)
+                found = edit_mask(
+                    before, after, homography, overlap, profile.mask, records[sample.key]["scope"]
+                )
+            except (PictureError, cv2.error, np.linalg.LinAlgError) as error:
+                rows.append(_rejected(sample.key, str(error)))
+                continue
+            tar.add(sample.key, MASK_PART, encode_png_mask(found.mask, one_bit=True))
+            rows.append(_row(sample.key, found))
+            if len(strips) < PREVIEW_PAIRS:
+                strips.append(_strip(before, after, homography, found))
+                captions.append([records[sample.key]["summary"]])
+            if len(rows) % 100 == 0:
+                say(f"{shard}: {len(rows)} masks made")
+    files = {
+        paths.masks_tar(shard): tar.file.info,
+        paths.masks_table(shard): write_table(store, paths.masks_table(shard), MASKS, rows),
+    }
+    types = {key: record["edit_type"] for key, record in records.items()}
+    return Product(files, _stats(rows, types), preview(strips, captions))
+
+
+def with_masks(pairs: Iterator[Sample], masks: Iterator[Sample]) -> Iterator[tuple[Sample, bytes | None]]:
+    """Every pair with the PNG of its mask, None where it has none. Both come in key order."""
+    mask = next(masks, None)
+    for pair in pairs:
+        while mask is not None and mask.key < pair.key:
+            mask = next(masks, None)
+        yield pair, mask.parts[MASK_PART] if mask is not None and mask.key == pair.key else None
+    # What is wrong with a file may be known only at its end.
+    for _ in masks:
+        continue
+
+
+def _row(key: str, found: EditMask) -> dict[str, Any]:
+    return {
+        "key": key,
+        "verdict": found.verdict,
+        "is_global": found.is_global,
+        "area": found.area,
+        "components": found.components,
+        "confidence": found.confidence,
+        "noise": found.noise,
+        "reason": "",
+    }
+
+
+def _rejected(key: str, reason: str) -> dict[str, Any]:
+    numbers = {"area": 0.0, "components": 0, "confidence": 0.0, "noise": 0.0}
+    return {"key": key, "verdict": "", "is_global": False, **numbers, "reason": reason}
+
+
+def _strip(before: RGB, after: RGB, homography: Any, found: EditMask) -> RGB:
+    from ..vision.overlay import strip
+
+    drawn, _ = warp(after, homography, (before.shape[1], before.shape[0]))
+    return strip(before, drawn, found.difference, found.mask, PREVIEW_TILE_PX)
+
+
+def _stats(rows: list[dict[str, Any]], types: dict[str, str]) -> dict[str, Any]:
+    made = [row for row in rows if row["verdict"]]
+    return {
+        "pairs": len(rows),
+        "masks": len(made),
+        "rejected": len(rows) - len(made),
+        "reasons": reasons(rows),
+        "verdicts": counts(row["verdict"] for row in made),
+        "median_area": median(row["area"] for row in made),
+        "median_confidence": median(row["confidence"] for row in made),
+        "median_noise": median(row["noise"] for row in made),
+        "area_histogram": histogram(row["area"] for row in made),
+        "confidence_histogram": histogram(row["confidence"] for row in made),
+        "by_edit_type": by_edit_type(rows, types, "local", lambda row: row["verdict"] == "local"),
+    }

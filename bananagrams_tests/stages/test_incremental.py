@@ -1,0 +1,151 @@
+"""What a change touches: exactly the shards that depend on it, with the reasons; on both kinds of store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bananagrams_assets.config import Profile
+from bananagrams_assets.stages import stage
+from bananagrams_assets.stages.shards import dataset_digest
+from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.sample_tar import read_samples
+from bananagrams_assets.storage.store import LocalStore, Store, open_store
+from bananagrams_assets.storage.tables import read_table
+
+from ..photos import local_pairs, profile_of
+from ..weed import BUCKET, Weed
+from .building import build_all
+
+
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "folder":
+        return LocalStore(tmp_path / "store")
+    weed: Weed = request.getfixturevalue("weed")
+    name = "".join(letter for letter in request.node.name if letter.isalnum())
+    return open_store(f"s3://{BUCKET}/{name}", weed.client())
+
+
+def touched(store: Store) -> dict[str, str]:
+    """Of every object, what any writing of it changes: inode and time of change, or ETag and time."""
+    if isinstance(store, LocalStore):
+        return {
+            path.relative_to(store.folder).as_posix(): f"{path.stat().st_ino} {path.stat().st_mtime_ns}"
+            for path in store.folder.rglob("*")
+            if path.is_file()
+        }
+    found = {}
+    for name in store.list(""):
+        head = store._head(name)  # type: ignore[attr-defined]
+        found[name] = f"{head['ETag']} {head['LastModified']}"
+    return found
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def files_of(*partitions: str) -> tuple[str, ...]:
+    """Prefixes of all that these partitions, `asset/partition`, leave in the store; not of the manifest."""
+    apart = (name.split("/") for name in partitions)
+    return tuple(
+        prefix for asset, part in apart if asset != "manifest" for prefix in paths.outputs(asset, part)
+    )
+
+
+def profile(manifest: Path, **sections: dict[str, object]) -> Profile:
+    return profile_of(manifest, overlays={"max_samples": 1}, **sections)
+
+
+def test_one_changed_record_touches_its_shard_and_its_split_alone(store: Store, tmp_path: Path) -> None:
+    manifest = local_pairs(tmp_path, 8)
+    build_all(store, profile(manifest))
+    assert build_all(store, profile(manifest)) == {}
+    lines = manifest.read_text().splitlines()
+    record = json.loads(lines[3]) | {"text": "Remove the blue flag."}
+    manifest.write_text("\n".join([*lines[:3], json.dumps(record), *lines[4:]]) + "\n")
+    before = touched(store)
+    built = build_all(store, profile(manifest))
+
+    [shard] = [name.split("/")[1] for name in built if name.startswith("shards/")]
+    split = paths.split_of(shard)
+    # The pictures are those of before, and so the alignment, which reads nothing else, is current.
+    assert set(built) == {
+        "manifest/whole", f"image_pairs/{shard}", f"edit_masks/{shard}", f"shards/{shard}",
+        f"validation_overlays/{shard}", f"split_index/{split}",
+    }  # fmt: skip
+    assert f"manifest/{shard} changed" in built[f"shards/{shard}"]
+    assert built[f"split_index/{split}"] == [f"shards/{shard} changed"]
+    whole = {paths.manifest_table(shard), *(paths.receipt("manifest", name) for name in (shard, "whole"))}
+    for name in changed(before, touched(store)) - whole:
+        assert name.startswith(files_of(*built)), name
+    assert any(row["text"] == record["text"] for row in read_table(store, paths.manifest_table(shard)))
+
+
+def test_one_mask_setting_touches_masks_and_what_reads_them_alone(store: Store, tmp_path: Path) -> None:
+    manifest = local_pairs(tmp_path, 6)
+    build_all(store, profile(manifest))
+    before = touched(store)
+    other = profile(manifest, mask={"border_px": 9})
+    built = build_all(store, other)
+    assert {name.split("/")[0] for name in built} == {
+        "edit_masks", "shards", "split_index", "validation_overlays",
+    }  # fmt: skip
+    for name, reasons in built.items():
+        if not name.startswith("split_index"):
+            assert "mask.border_px: 4 → 9" in reasons
+    assert all(name.startswith(files_of(*built)) for name in changed(before, touched(store)))
+
+
+def test_one_code_version_touches_its_stage_alone_where_the_result_is_the_same(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = local_pairs(tmp_path, 6)
+    build_all(store, profile(manifest))
+    before = touched(store)
+    now = stage.STAGES["aligned_pairs"]
+    monkeypatch.setitem(stage.STAGES, "aligned_pairs", replace(now, version="next"))
+    built = build_all(store, profile(manifest))
+    assert set(built) == {f"aligned_pairs/{shard}" for shard in profile(manifest).shard_keys()}
+    assert set(map(tuple, built.values())) == {(f"code version {now.version} → next",)}
+    assert changed(before, touched(store)) == {
+        paths.receipt("aligned_pairs", shard) for shard in profile(manifest).shard_keys()
+    }
+
+
+def test_a_sample_tells_of_the_settings_it_was_made_with(store: Store, tmp_path: Path) -> None:
+    manifest = local_pairs(tmp_path, 6)
+    build_all(store, profile(manifest))
+    # A setting that makes no difference to these pairs' alignment.
+    other = profile(manifest, align={"max_scale": 3.5})
+    built = build_all(store, other)
+    assert "align.max_scale: 4.0 → 3.5" in built["shards/train-00000"]
+    fresh = LocalStore(tmp_path / "fresh")
+    build_all(fresh, other)
+    for shard in other.shard_keys():
+        assert store.read(paths.shard_tar(shard)) == fresh.read(paths.shard_tar(shard))
+        with store.open(paths.shard_tar(shard)) as file:
+            for sample in read_samples(file):
+                assert json.loads(sample.parts["meta.json"])["config_digest"] == dataset_digest(other)
+    for split in ("train", "dev", "test"):
+        assert json.loads(store.read(paths.index_json(split)))["config_digest"] == dataset_digest(other)
+
+
+def test_a_damaged_upstream_file_stops_the_stage_that_reads_it(store: Store, tmp_path: Path) -> None:
+    from bananagrams_assets.storage.store import DamagedObject
+
+    manifest = local_pairs(tmp_path, 6)
+    build_all(store, profile(manifest))
+    shard = max(profile(manifest).shard_keys(), key=lambda key: store.size(paths.pairs_tar(key)))
+    data = bytearray(store.read(paths.pairs_tar(shard)))
+    data[3000] ^= 1
+    store.write(paths.pairs_tar(shard), bytes(data))
+    before = touched(store)
+    with pytest.raises(DamagedObject, match=f"{shard}.tar: its bytes are not those that were written"):
+        build_all(store, profile(manifest, shards={"jpeg_quality": 90}))
+    after = touched(store)
+    assert not [name for name in changed(before, after) if name.startswith(paths.shard_tar(shard))]

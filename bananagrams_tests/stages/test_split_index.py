@@ -1,0 +1,148 @@
+"""The files of a split that other libraries and people read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bananagrams_assets.records.attribution import Credit, credit_line, read_credit
+from bananagrams_assets.stages.split_index import index_split
+from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.sample_tar import sample_writer
+from bananagrams_assets.storage.store import LocalStore
+from bananagrams_assets.storage.tables import SHARDS, write_table
+from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
+
+from ..photos import photograph, profile_of, quiet
+
+PROFILE = profile_of(splits={"train": {"ratio": 0.6, "shards": 3}})
+DUNE = Credit("A dune, by night", "Ann", "CC BY 2.0", "https://photos.example.org/dune")
+
+
+def make_split(folder: Path) -> LocalStore:
+    """Three shards of train: of 0, 7 and 2 samples. `rotation` is a number in the last sample alone."""
+    store = LocalStore(folder)
+    number = 0
+    for shard, count in zip(PROFILE.shard_keys("train"), (0, 7, 2), strict=True):
+        rows = []
+        with sample_writer(store, paths.shard_tar(shard)) as tar:
+            for _ in range(count):
+                rows.append(add_sample(tar, number))
+                number += 1
+        lost = {"status": "dropped", "edit_type": "Zoom in", "reason": "no inliers"}
+        rows.append({**lost, "key": f"x-{shard}", "stage": "aligned_pairs"})
+        rows.append({**lost, "key": f"y-{shard}", "stage": "image_pairs"})
+        write_table(store, paths.shard_table(shard), SHARDS, rows)
+    index_split(store, PROFILE, "train", quiet)
+    return store
+
+
+def add_sample(tar: object, number: int) -> dict[str, object]:
+    photo = photograph(number, (64, 48))
+    mask = np.zeros((48, 64), bool)
+    mask[10:20, 10:40] = True
+    key = f"sft-{number:03d}"
+    meta = {"key": key, "rotation": 90 if number == 8 else None, "mask": {"confidence": 0.9}}
+    parts = {
+        "input.jpg": encode_jpeg(photo, 90),
+        "mask.png": encode_png_mask(mask, one_bit=False),
+        "text.txt": f"Remove | number {number}.".encode(),
+        "summary.txt": b"Removed.",
+        "meta.json": json.dumps(meta).encode(),
+    }
+    for part, data in parts.items():
+        tar.add(key, part, data)  # type: ignore[attr-defined]
+    return {
+        "key": key, "status": "written", "stage": "", "reason": "", "edit_type": "Remove an existing object",
+        "category": "Object", "scope": "local", "verdict": "local", "area": 0.1, "confidence": 0.9,
+        "source_id": f"{number // 2:016x}", "attribution": credit_line(DUNE),
+        "input_url": f"https://photos.example.org/{number // 2}.jpg",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    return make_split(tmp_path_factory.mktemp("split"))
+
+
+def test_the_index_counts_pairs_that_were_aligned(store: LocalStore) -> None:
+    index = json.loads(store.read(paths.index_json("train")))
+    assert (index["samples"], [shard["samples"] for shard in index["shards"]]) == (9, [0, 7, 2])
+    assert (index["alignment"]["pairs"], index["alignment"]["aligned"]) == (12, 9)
+    assert index["alignment"]["by_edit_type"]["Zoom in"] == {"pairs": 3, "aligned": 0}
+    assert index["rejected"] == {"aligned_pairs": {"no inliers": 3}, "image_pairs": {"no inliers": 3}}
+    assert (index["median_confidence"], index["median_area"]) == (0.9, 0.1)
+
+
+def test_each_photograph_is_a_line_with_author_licence_and_link(store: LocalStore) -> None:
+    rows = list(csv.DictReader(store.read(paths.index_attribution("train")).decode().splitlines()))
+    # Samples 6 and 7 are of one photograph in two shards, which no build makes.
+    assert [row["samples"] for row in rows] == ["2", "2", "2", "1", "1", "1"]
+    assert {(row["title"], row["author"], row["license"], row["link"]) for row in rows} == {DUNE}
+    assert {row["dataset_license"] for row in rows} == {PROFILE.source.license}
+
+
+@pytest.mark.parametrize(
+    "credit",
+    [
+        DUNE,
+        Credit("Sun, sea", "A · B, C", "", "https://example.org/a b".replace(" ", "%20")),
+        Credit("photograph", "", "https://creativecommons.org/licenses/by/2.0/", "https://example.org/1"),
+        Credit("photograph", "Ann", "public domain, NASA", "https://example.org/1"),
+    ],
+)
+def test_a_credit_line_is_read_back(credit: Credit) -> None:
+    told = credit_line(credit)
+    assert read_credit(told, "https://example.org/asked") == credit._replace(
+        author=credit.author.replace(" · ", " - ")
+    )
+
+
+def test_a_photograph_of_which_nothing_is_known_is_linked_by_its_address() -> None:
+    assert read_credit("photograph: https://a.example/1.jpg", "https://a.example/1.jpg") == Credit(
+        "", "", "", "https://a.example/1.jpg"
+    )
+    licence = "https://creativecommons.org/licenses/by/2.0/"
+    assert read_credit(f"A by B · {licence}", "https://a.example/2.jpg") == Credit(
+        "A", "B", licence, "https://a.example/2.jpg"
+    )
+
+
+def test_the_card_has_a_picture_and_escapes_what_stands_in_tables(store: LocalStore) -> None:
+    card = store.read(paths.index_card("train")).decode()
+    assert "![Photographs, and the masks over them](samples.jpg)" in card
+    assert "9 of 12 pairs were aligned (75.0%)" in card
+    assert store.read(paths.index_picture("train")).startswith(b"\xff\xd8")
+
+
+def test_hugging_face_datasets_loads_the_folder_of_a_split(store: LocalStore, tmp_path: Path) -> None:
+    """In a process of its own: the library reads its settings when it is imported."""
+    program = """
+import sys
+from datasets import load_dataset
+for streaming in (False, True):
+    rows = list(load_dataset(sys.argv[1], streaming=streaming)["train"])
+    assert [row["__key__"] for row in rows] == [f"sft-{number:03d}" for number in range(9)], rows
+    assert rows[0]["input.jpg"].size == rows[0]["mask.png"].size == (64, 48)
+    assert (rows[0]["mask.png"].mode, rows[3]["text.txt"]) == ("L", "Remove | number 3.")
+    assert [row["meta.json"]["rotation"] for row in rows] == [None] * 8 + [90]
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    folder = store.folder / "index/train"
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, env=environment)
+
+
+def test_the_wids_index_names_each_shard_that_holds_samples(store: LocalStore) -> None:
+    content = json.loads(store.read(paths.index_wids("train")))
+    assert (content["__kind__"], content["wids_version"]) == ("wids-shard-index-v1", 1)
+    assert [shard["nsamples"] for shard in content["shardlist"]] == [7, 2]
+    for shard in content["shardlist"]:
+        path = store.folder / "index/train" / shard["url"]
+        assert path.resolve().stat().st_size == shard["filesize"]

@@ -1,0 +1,375 @@
+"""From pairs to shards, index and overlays, on a few small photographs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from bananagrams_assets.config import Profile
+from bananagrams_assets.dataset.extract import extract_shard
+from bananagrams_assets.stages.aligned_pairs import align_pairs
+from bananagrams_assets.stages.edit_masks import make_masks
+from bananagrams_assets.stages.image_pairs import fetch_pairs
+from bananagrams_assets.stages.manifest import build_manifest
+from bananagrams_assets.stages.shards import PARTS, is_plain_jpeg, pack_shard
+from bananagrams_assets.stages.split_index import index_split
+from bananagrams_assets.stages.validation_overlays import draw_overlays, draw_overlays_of
+from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.files import Product
+from bananagrams_assets.storage.sample_tar import SampleError, read_samples
+from bananagrams_assets.storage.store import LocalStore, MissingObject
+from bananagrams_assets.storage.tables import ALIGNED, MASKS, SHARDS, read_table
+from bananagrams_assets.vision.images import decode_mask, encode_jpeg
+
+from ..photos import edited, local_pairs, one_shard, photograph, png, quiet
+
+SHARD = "train-00000"
+STAGES = {
+    "pairs": fetch_pairs,
+    "aligned": align_pairs,
+    "masks": make_masks,
+    "shards": pack_shard,
+    "overlays": draw_overlays,
+}
+
+
+def build(store: LocalStore, profile: Profile, shard: str = SHARD) -> dict[str, Product]:
+    build_manifest(store, profile, quiet)
+    return {name: stage(store, profile, shard, quiet) for name, stage in STAGES.items()}
+
+
+def messy(folder: Path) -> Path:
+    """Six pairs: 0 to 2 good, 3 of unrelated photographs, 4 with a broken picture, 5 a good PNG input."""
+    manifest = local_pairs(folder, 6)
+    (folder / "images/positive-edit/3.png").write_bytes(png(photograph(99)))
+    (folder / "images/positive-edit/4.png").write_bytes(b"<html>")
+    (folder / "photos/5.jpg").write_bytes(png(photograph(5)))
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Profile, dict[str, Product]]:
+    folder = tmp_path_factory.mktemp("pairs")
+    store, profile = LocalStore(folder / "store"), one_shard(messy(folder))
+    return store, profile, build(store, profile)
+
+
+Built = tuple[LocalStore, Profile, dict[str, Product]]
+
+
+def numbered(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {int(row["key"].split("-")[1]): row for row in rows}
+
+
+def dataset(store: LocalStore, shard: str = SHARD) -> dict[int, dict[str, Any]]:
+    """The samples of a shard as the webdataset library reads them."""
+    with store.local_path(paths.shard_tar(shard)) as path:
+        samples = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
+    return {int(sample["__key__"].split("-")[1]): sample for sample in samples}
+
+
+def test_each_pair_is_a_row_of_alignment(built: Built) -> None:
+    store, _, products = built
+    rows = numbered(read_table(store, paths.aligned_table(SHARD)))
+    assert set(rows) == {0, 1, 2, 3, 5}
+    assert {number for number, row in rows.items() if row["accepted"]} == {0, 1, 2, 5}
+    assert rows[3]["reason"]
+    assert list(rows[0]) == list(ALIGNED)
+    assert np.allclose(np.reshape(rows[0]["homography"], (3, 3)), np.eye(3), atol=0.05)
+    stats = products["aligned"].stats
+    assert (stats["pairs"], stats["accepted"], stats["rejected"]) == (5, 4, 1)
+    assert sum(stats["confidence_histogram"]) == 4
+    assert stats["by_edit_type"] == {"Remove an existing object": {"pairs": 5, "accepted": 4}}
+
+
+def test_each_accepted_pair_has_a_mask(built: Built) -> None:
+    store, _, products = built
+    rows = numbered(read_table(store, paths.masks_table(SHARD)))
+    assert set(rows) == {0, 1, 2, 5}
+    assert list(rows[0]) == list(MASKS)
+    with store.open(paths.masks_tar(SHARD)) as file:
+        for sample in read_samples(file):
+            assert Image.open(io.BytesIO(sample.parts["mask.png"])).mode == "1"
+            mask = decode_mask(sample.parts["mask.png"])
+            truth = np.zeros((144, 192), bool)
+            truth[48:96, 64:128] = True
+            assert (mask & truth).sum() / (mask | truth).sum() > 0.85
+    assert products["masks"].stats["verdicts"] == {"local": 4}
+    assert sum(products["masks"].stats["area_histogram"]) == 4
+
+
+def test_previews_are_small_pictures(built: Built) -> None:
+    _, _, products = built
+    for name in ("aligned", "masks", "overlays"):
+        preview = products[name].preview
+        assert preview is not None
+        assert len(preview) <= 40_000
+        assert Image.open(io.BytesIO(preview)).format == "JPEG"
+
+
+def test_every_record_is_a_row_of_the_shard(built: Built) -> None:
+    store, _, products = built
+    rows = numbered(read_table(store, paths.shard_table(SHARD)))
+    assert {number: (row["status"], row["stage"]) for number, row in rows.items()} == {
+        0: ("written", ""), 1: ("written", ""), 2: ("written", ""), 3: ("dropped", "aligned_pairs"),
+        4: ("dropped", "image_pairs"), 5: ("written", ""),
+    }  # fmt: skip
+    assert list(rows[0]) == list(SHARDS)
+    assert "not a picture" in rows[4]["reason"]
+    assert (products["shards"].stats["written"], products["shards"].stats["dropped"]) == (4, 2)
+    assert products["shards"].stats["dropped_by_stage"] == {"aligned_pairs": 1, "image_pairs": 1}
+
+
+def test_samples_read_through_webdataset(built: Built, tmp_path: Path) -> None:
+    store, profile, _ = built
+    samples = dataset(store)
+    assert sorted(samples) == [0, 1, 2, 5]
+    for sample in samples.values():
+        assert {name for name in sample if not name.startswith("__")} == set(PARTS)
+        assert sample["text.txt"] == b"Remove the red flag from the upper right."
+        assert sample["summary.txt"] == b"Flag removed."
+        photo, mask = Image.open(io.BytesIO(sample["input.jpg"])), Image.open(io.BytesIO(sample["mask.png"]))
+        meta = json.loads(sample["meta.json"])
+        assert (photo.format, mask.mode) == ("JPEG", "L")
+        assert photo.size == mask.size == (meta["width"], meta["height"]) == (192, 144)
+        assert set(np.unique(np.asarray(mask))) == {0, 255}
+        assert meta["key"] == sample["__key__"]
+        assert (meta["shard"], meta["split"]) == (SHARD, "train")
+        assert meta["mask"]["verdict"] == "local"
+        assert meta["license"] == profile.source.license
+        assert sample["meta.json"].decode() == json.dumps(
+            meta, sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        )
+
+
+def test_metadata_holds_every_field(built: Built) -> None:
+    store, _, _ = built
+    meta = json.loads(dataset(store)[0]["meta.json"])
+    assert set(meta) == {
+        "key", "edit_type", "category", "scope", "kind", "turn", "source_id", "split", "shard", "input_url",
+        "output_url", "output_image", "width", "height", "edited_width", "edited_height", "homography",
+        "alignment", "overlap", "mask", "sha256", "license", "attribution", "rotation", "version",
+        "config_digest",
+    }  # fmt: skip
+    assert set(meta["alignment"]) == {"method", "inliers", "inlier_ratio", "residual_px", "confidence"}
+    assert {"area", "components", "confidence", "is_global"} <= set(meta["mask"])
+    assert np.shape(meta["homography"]) == (3, 3)
+    assert np.shape(meta["overlap"])[1] == 2
+
+
+def test_an_ordinary_jpeg_is_shipped_as_it_came(built: Built) -> None:
+    store, _, _ = built
+    samples = dataset(store)
+    for number in (0, 1, 2):
+        digest = hashlib.sha256(samples[number]["input.jpg"]).hexdigest()
+        assert digest == json.loads(samples[number]["meta.json"])["sha256"]["input"]
+    digest = hashlib.sha256(samples[5]["input.jpg"]).hexdigest()
+    assert digest != json.loads(samples[5]["meta.json"])["sha256"]["input"]
+
+
+def test_what_must_be_encoded_is() -> None:
+    photo = photograph(1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = {"turned": {"exif": exif}, "plain": {}}
+    found = {}
+    for name, options in kinds.items():
+        file = io.BytesIO()
+        Image.fromarray(photo).save(file, "JPEG", **options)
+        found[name] = is_plain_jpeg(file.getvalue())
+    grey = io.BytesIO()
+    Image.fromarray(photo[..., 0]).save(grey, "JPEG")
+    assert found == {"turned": False, "plain": True}
+    assert not is_plain_jpeg(grey.getvalue())
+    assert not is_plain_jpeg(png(photo))
+
+
+def test_the_same_inputs_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
+    store, _, products = built
+    again = build(LocalStore(tmp_path / "store"), one_shard(messy(tmp_path)))
+    for name in ("aligned", "masks", "shards"):
+        assert again[name].files == products[name].files
+    assert again["pairs"].content == products["pairs"].content
+    other = LocalStore(tmp_path / "store")
+    assert other.read(paths.shard_tar(SHARD)) == store.read(paths.shard_tar(SHARD))
+
+
+def test_a_smaller_dataset_keeps_its_geometry(built: Built, tmp_path: Path) -> None:
+    large, _, _ = built
+    store = LocalStore(tmp_path / "store")
+    build(store, one_shard(messy(tmp_path), shards={"largest_side_px": 96}))
+    for number, sample in dataset(store).items():
+        meta, before = (json.loads(found["meta.json"]) for found in (sample, dataset(large)[number]))
+        assert Image.open(io.BytesIO(sample["input.jpg"])).size == (96, 72) == (meta["width"], meta["height"])
+        mask = np.asarray(Image.open(io.BytesIO(sample["mask.png"]))) > 0
+        assert mask.shape == (72, 96)
+        assert mask.mean() == pytest.approx(48 * 64 / (144 * 192), abs=0.02)
+        # The centre of a pixel at (x, y) lies at ((x + 0.5) / 2 - 0.5, …) in a picture half as large.
+        point = np.array([100.0, 40.0, 1.0])
+        mapped, half = (np.array(found["homography"]) @ point for found in (before, meta))
+        assert half[:2] / half[2] == pytest.approx((mapped[:2] / mapped[2] + 0.5) / 2 - 0.5)
+        assert np.max(meta["overlap"]) <= 95.5
+        assert meta["alignment"]["residual_px"] == pytest.approx(before["alignment"]["residual_px"] / 2)
+
+
+def test_an_untouched_dataset_holds_only_pictures_as_they_were_received(tmp_path: Path) -> None:
+    manifest = messy(tmp_path)
+    untouched = {"untouched": True}
+    store = LocalStore(tmp_path / "store")
+    build(store, one_shard(manifest, shards=untouched))
+    samples = dataset(store)
+    assert sorted(samples) == [0, 1, 2]
+    for sample in samples.values():
+        digest = hashlib.sha256(sample["input.jpg"]).hexdigest()
+        assert digest == json.loads(sample["meta.json"])["sha256"]["input"]
+    rows = numbered(read_table(store, paths.shard_table(SHARD)))
+    assert (rows[5]["stage"], rows[5]["sha256"]) == ("shards", [])
+    assert "would have to be encoded" in rows[5]["reason"]
+
+    small = one_shard(manifest, shards={**untouched, "largest_side_px": 100})
+    pack_shard(store, small, SHARD, quiet)
+    rows = numbered(read_table(store, paths.shard_table(SHARD)))
+    assert "larger than shards.largest_side_px" in rows[0]["reason"]
+
+    fitted = LocalStore(tmp_path / "fitted")
+    build(fitted, one_shard(manifest, shards=untouched, fetch={"largest_side_px": 100}))
+    rows = numbered(read_table(fitted, paths.shard_table(SHARD)))
+    assert "was fitted" in rows[0]["reason"]
+
+
+def test_the_index_tells_what_a_split_holds(built: Built) -> None:
+    store, profile, products = built
+    product = index_split(store, profile, "train", quiet)
+    index = json.loads(store.read(paths.index_json("train")))
+    name = paths.shard_tar(SHARD)
+    info = products["shards"].files[name]
+    assert index["shards"] == [
+        {"shard": SHARD, "name": name, "samples": 4, "bytes": info.bytes, "sha256": info.sha256}
+    ]
+    assert (index["samples"], index["photographs"]) == (4, 4)
+    assert index["by_edit_type"] == {"Remove an existing object": 4}
+    assert (index["by_scope"], index["by_verdict"]) == ({"local": 4}, {"local": 4})
+    assert sum(index["area_histogram"]) == sum(index["confidence_histogram"]) == 4
+    assert sum(index["rejected"]["image_pairs"].values()) == 1
+    assert sum(index["rejected"]["aligned_pairs"].values()) == 1
+    card = store.read(paths.index_card("train")).decode()
+    assert "4 samples of 4 photographs in 1 shards" in card
+    assert profile.source.license in card
+    credits = store.read(paths.index_attribution("train")).decode().splitlines()
+    assert len(credits) == 5
+    assert credits[0] == "source_id,samples,title,author,license,link,dataset_license"
+    assert all("https://photos.example.org/" in line for line in credits[1:])
+    assert index["alignment"] == {
+        "pairs": 5, "aligned": 4, "by_edit_type": {"Remove an existing object": {"pairs": 5, "aligned": 4}},
+    }  # fmt: skip
+    assert set(product.files) == {
+        paths.index_json("train"), paths.index_card("train"), paths.index_attribution("train"),
+        paths.index_picture("train"), paths.index_wids("train"),
+    }  # fmt: skip
+
+
+def test_an_index_needs_its_shards(built: Built) -> None:
+    store, profile, _ = built
+    with pytest.raises(MissingObject, match="dev-00000"):
+        index_split(store, profile, "dev", quiet)
+
+
+def test_an_empty_shard_passes_through_every_stage(tmp_path: Path) -> None:
+    store, profile = LocalStore(tmp_path / "store"), one_shard(local_pairs(tmp_path, 1))
+    products = build(store, profile, "dev-00000")
+    assert products["shards"].stats["records"] == 0
+    assert products["overlays"].preview is None
+    index_split(store, profile, "dev", quiet)
+    assert json.loads(store.read(paths.index_json("dev")))["samples"] == 0
+
+
+def test_overlays_show_masks_and_name_what_was_lost(built: Built) -> None:
+    store, _, products = built
+    rows = {
+        int(row["key"].split("-")[1]): row for row in rows_of(store.read(paths.overlays_page(SHARD)).decode())
+    }
+    assert sorted(rows) == [0, 1, 2, 3, 4, 5]
+    assert {number: row["panels"] for number, row in rows.items() if row["picture"]} == {
+        0: 3,
+        1: 3,
+        2: 3,
+        3: 2,
+        5: 3,
+    }
+    assert (rows[4]["picture"], rows[4]["mask"]) == ("", "rejected")
+    assert "not a picture" in rows[4]["reason"]
+    names = store.list(f"overlays/{SHARD}/pictures/")
+    assert len(names) == 5
+    assert set(names) < set(products["overlays"].files) == set(store.list("overlays/"))
+    assert (products["overlays"].stats["masks"], products["overlays"].stats["rejected"]) == (4, 2)
+
+
+def test_overlays_are_bounded_and_drop_what_they_no_longer_show(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    manifest = local_pairs(tmp_path, 4)
+    build(store, one_shard(manifest))
+    assert len(store.list(f"overlays/{SHARD}/pictures/")) == 4
+    few = one_shard(manifest, overlays={"max_samples": 2})
+    product = draw_overlays(store, few, SHARD, quiet)
+    assert len(store.list(f"overlays/{SHARD}/pictures/")) == product.stats["drawn"] == 2
+    masks = sorted(read_table(store, paths.masks_table(SHARD)), key=lambda row: row["confidence"])
+    for row in masks[:2]:
+        assert store.exists(f"overlays/{SHARD}/pictures/{row['key']}.jpg")
+
+
+def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
+    store, profile, _ = built
+    tar = Path(store.describe(paths.shard_tar(SHARD)))
+    extract_shard(tar, tmp_path / "plain")
+    pages = [draw_overlays_of(path, tmp_path / "pages", profile) for path in (tar, tmp_path / "plain")]
+    assert [page.parent.name for page in pages] == [SHARD, "plain"]
+    for page, panels in zip(pages, (3, 1), strict=True):  # only a shard in its store has the edited pictures
+        found = rows_of(page.read_text(encoding="utf-8"))
+        assert [row["panels"] for row in found] == [panels] * 4
+        assert [row["confidence"] for row in found] == sorted(row["confidence"] for row in found)
+        assert len(list((page.parent / "pictures").iterdir())) == 4
+        for row in found:
+            picture = Image.open(page.parent / row["picture"])
+            assert picture.size == (panels * row["width"], row["height"])
+            assert row["outline"].startswith("M")
+    contents = (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert f'const names = ["plain", "{SHARD}"];' in contents
+
+
+def test_a_broken_sample_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
+    folder, profile = tmp_path / "plain", one_shard("unused.jsonl")
+    folder.mkdir()
+    photo = encode_jpeg(edited(photograph(1)), 90)
+    mask = io.BytesIO()
+    Image.new("L", (10, 10)).save(mask, "PNG")
+    files = {"a.input.jpg": photo, "b.input.jpg": photo, "b.mask.png": mask.getvalue(), "c.meta.json": b"{"}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    page = draw_overlays_of(folder, tmp_path / "out", profile).read_text(encoding="utf-8")
+    reasons = {row["key"]: row["reason"] for row in rows_of(page)}
+    assert reasons["a"] == "no mask.png in this sample"
+    assert reasons["b"] == "the mask is 10 x 10, the photograph 192 x 144"
+    assert reasons["c"].startswith("meta.json cannot be read: ")
+    assert {row["mask"] for row in rows_of(page)} == {"rejected"}
+
+
+def rows_of(page: str) -> list[dict[str, Any]]:
+    """The samples that a page was given, in its order."""
+    start = '<script id="rows" type="application/json">'
+    found: list[dict[str, Any]] = json.loads(page.partition(start)[2].partition("</script>")[0])
+    return found
+
+
+def test_what_is_no_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "notes.tar"
+    path.write_text("not a tar at all")
+    with pytest.raises(SampleError, match=r"notes\.tar: not a whole tar"):
+        draw_overlays_of(path, tmp_path / "out", one_shard("unused.jsonl"))
