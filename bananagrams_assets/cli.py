@@ -108,12 +108,12 @@ def build_stale(profile: Profile, workers: int, retry_failed: bool = False) -> i
     With `retry_failed` shards with failures that may pass count as stale.
     """
     from .stages.stage import stale_partitions
-    from .stages.status import failures_that_may_pass
-    from .storage.store import open_store
+    from .stages.status import retryable_failures
+    from .storage.open_store import open_store
 
     store = open_store(default_store(profile))
     if not stale_partitions(store, profile, DATASET_ASSETS) and not (
-        retry_failed and any(failures_that_may_pass(store, shard) for shard in profile.shard_keys())
+        retry_failed and any(retryable_failures(store, shard) for shard in profile.shard_keys())
     ):
         return 0
     from .defs import local
@@ -210,7 +210,7 @@ def train(
 def train_stale(profile: Profile, rebuild: bool, resume: str | None) -> bool:
     """Train and promote if dataset, settings or code changed; whether there was anything to do."""
     from .stages.stage import stale_partitions
-    from .storage.store import open_store
+    from .storage.open_store import open_store
 
     store = open_store(default_store(profile))
     if not (rebuild or resume or stale_partitions(store, profile, MODEL_ASSETS)):
@@ -261,7 +261,7 @@ def evaluate(
     loaded = configure(profile, store, settings)
     from .learn import evaluate as evaluation
     from .learn.predict import load_model
-    from .storage.store import open_store
+    from .storage.open_store import open_store
 
     predictor = load_model(model, loaded.profile)
     metrics = evaluation.evaluate(predictor, open_store(default_store(loaded.profile)), loaded.profile, split)
@@ -308,7 +308,7 @@ def predict(
         return
     from .learn.batch_prediction import ROWS, Output, list_items, predict_all
     from .learn.predict import load_model
-    from .storage.store import open_store
+    from .storage.open_store import open_store
 
     items = list_items(paths, instruction)
     out = Output(open_store(output), open_store(overlay) if overlay else None, soft, threshold)
@@ -353,18 +353,18 @@ def predict_one(
     model: str, profile: Profile,
 ) -> None:  # fmt: skip
     """One photograph, to the very files that were named."""
-    picture = read_picture(str(photo), profile)
+    image = read_image(str(photo), profile)
     from .learn import predict as prediction
     from .vision.images import encode_png_mask
 
     predictor = prediction.load_model(model, profile)
-    probability = prediction.predict(predictor, [picture], [instruction])[0]
+    probability = prediction.predict(predictor, [image], [instruction])[0]
     mask = probability >= (predictor.threshold if threshold is None else threshold)
     data = prediction.encode_soft(probability) if soft else encode_png_mask(mask, one_bit=False)
     Path(output).write_bytes(data)
     click.echo(f"{output}: {mask.mean():.1%} of the picture will change")
     if overlay:
-        write_overlay(overlay, picture, mask)
+        write_overlay(overlay, image, mask)
 
 
 @main.command()
@@ -394,7 +394,7 @@ def mask(
     from .vision.images import encode_png_mask
     from .vision.mask import edit_mask
 
-    first, second = (read_picture(path, loaded.profile) for path in (before, after))
+    first, second = (read_image(path, loaded.profile) for path in (before, after))
     alignment = align(first, second, loaded.profile.align)
     if not alignment.accepted:
         raise click.ClickException(f"{after} cannot be aligned with {before}: {alignment.reason}")
@@ -455,7 +455,7 @@ def verify(
     """
     loaded = configure(profile, store, settings)
     from .dataset.verify import verify as read_all
-    from .storage.store import open_store
+    from .storage.open_store import open_store
 
     verdict = read_all(open_store(store_or_folder or default_store(loaded.profile)), workers, click.echo)
     for fault in verdict.faults:
@@ -572,28 +572,28 @@ def config_show(profile: str | None, store: str | None, settings: tuple[str, ...
         click.echo(f"{left:{width}}  # {source}")
 
 
-def read_picture(path: str, profile: Profile) -> Any:
+def read_image(path: str, profile: Profile) -> Any:
     """Decode a picture file; raises PictureError with the file's name."""
-    from .vision.images import PictureError, decode
+    from .vision.images import ImageError, decode
 
     try:
         return decode(Path(path).read_bytes(), profile.fetch.max_pixels)
-    except PictureError as error:
-        raise PictureError(f"{path}: {error}") from None
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
-def write_overlay(path: str, picture: Any, found: Any) -> None:
+def write_overlay(path: str, image: Any, found: Any) -> None:
     from .vision.images import encode_jpeg
     from .vision.overlay import tinted
 
-    Path(path).write_bytes(encode_jpeg(tinted(picture, found, max(picture.shape)), 90))
+    Path(path).write_bytes(encode_jpeg(tinted(image, found, max(image.shape)), 90))
     click.echo(path)
 
 
 def extract_all(profile: Profile) -> None:
     from .dataset.extract import extract_shard
     from .storage import paths
-    from .storage.store import open_store
+    from .storage.open_store import open_store
 
     store = open_store(default_store(profile))
     for shard in profile.shard_keys():

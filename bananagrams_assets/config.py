@@ -13,13 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .errors import BananagramsError
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class ConfigError(ValueError):
+class ConfigError(BananagramsError, ValueError):
     """A profile that cannot be used; the message names each key, what is wrong and what is allowed."""
 
 

@@ -61,7 +61,7 @@ def show_dataset(profile: Profile) -> None:
     """Print where the dataset and its pages are, with the counts of each split."""
     from .stages.stage import read_receipt
     from .storage import paths
-    from .storage.store import open_store
+    from .storage.open_store import open_store
 
     store = open_store(default_store(profile))
     for split in profile.splits.by_name():
@@ -74,18 +74,18 @@ def show_dataset(profile: Profile) -> None:
 
 def show_model(profile: Profile) -> None:
     """Print dev IoU beside the trivial baselines, the version and where it is registered."""
-    from .stages.stage import WHOLE, read_receipt
-    from .storage.store import open_store
+    from .stages.stage import UNPARTITIONED, read_receipt
+    from .storage.open_store import open_store
 
     store = open_store(default_store(profile))
-    if not (receipt := read_receipt(store, "mask_model", WHOLE)):
+    if not (receipt := read_receipt(store, "mask_model", UNPARTITIONED)):
         return
     stats = receipt.stats
     baselines = ", ".join(f"{name} mask {value:.3f}" for name, value in stats["baselines"].items())
     click.echo(f"model    dev IoU {stats['dev_iou']:.3f}   trivial baselines: {baselines}")
     name = profile.mlflow.registered_model
     click.echo(f"model    models:/{name}/{stats['model_version']}  in {tracking_uri(profile)}")
-    if champion := read_receipt(store, "champion", WHOLE):
+    if champion := read_receipt(store, "champion", UNPARTITIONED):
         click.echo(f"champion {champion.stats['reason']}")
 
 
@@ -101,13 +101,13 @@ def show_registry(profile: Profile) -> None:
 def show_status(profile: Profile) -> None:
     """Print a line for every shard, their total, failures by reason, and the time left."""
     from .stages.status import status_of
-    from .storage.store import open_store
+    from .storage.open_store import open_store
 
     status = status_of(open_store(default_store(profile)), profile)
     columns = ("shard", "records", "done", "ok", "failed", "refused", "to retry", "MB", "pictures/s")
     rows: list[tuple[str, ...]] = [columns]
     for shard in (*status.shards, status.total):
-        rate = f"{shard.pictures / shard.seconds:.1f}" if shard.pictures and shard.seconds else "-"
+        rate = f"{shard.images / shard.seconds:.1f}" if shard.images and shard.seconds else "-"
         counts = (shard.records, shard.done, shard.ok, shard.failed, shard.refused, shard.to_retry)
         rows.append((shard.shard, *map(str, counts), f"{shard.bytes / 1e6:.1f}", rate))
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]

@@ -24,7 +24,7 @@ defs = dg.Definitions(
         model.champion,
     ],
     asset_checks=[
-        checks.no_photograph_in_two_splits,
+        checks.no_photo_in_two_splits,
         checks.few_lost,
         checks.masks_reach_iou,
         checks.samples_read_back,

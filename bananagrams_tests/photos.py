@@ -22,24 +22,24 @@ def photograph(seed: int, size: tuple[int, int] = SIZE) -> RGB:
     """Smooth noise with bright discs: enough texture to align, enough structure to recognise."""
     rng = np.random.default_rng(seed)
     width, height = size
-    picture: NDArray[Any] = np.zeros((height, width, 3), np.float32)
+    image: NDArray[Any] = np.zeros((height, width, 3), np.float32)
     for scale, weight in ((6, 0.5), (20, 0.35), (60, 0.15)):
         grid = rng.random((max(2, height * scale // width), scale, 3), np.float32)
-        picture += weight * cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC)
-    image = np.ascontiguousarray(np.clip(picture * 255, 0, 255).astype(np.uint8))
+        image += weight * cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC)
+    canvas = np.ascontiguousarray(np.clip(image * 255, 0, 255).astype(np.uint8))
     for _ in range(12):
         x, y = int(rng.integers(width)), int(rng.integers(height))
         color = tuple(int(value) for value in rng.integers(0, 256, 3))
-        cv2.circle(image, (x, y), int(rng.integers(3, 10)), color, -1, cv2.LINE_AA)
-    return image
+        cv2.circle(canvas, (x, y), int(rng.integers(3, 10)), color, -1, cv2.LINE_AA)
+    return canvas
 
 
 def edited(photo: RGB) -> RGB:
     """The photograph with a magenta square in its middle."""
-    picture = photo.copy()
-    height, width = picture.shape[:2]
-    picture[height // 3 : height * 2 // 3, width // 3 : width * 2 // 3] = (230, 20, 200)
-    return picture
+    image = photo.copy()
+    height, width = image.shape[:2]
+    image[height // 3 : height * 2 // 3, width // 3 : width * 2 // 3] = (230, 20, 200)
+    return image
 
 
 def png(rgb: RGB) -> bytes:

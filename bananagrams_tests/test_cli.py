@@ -49,29 +49,29 @@ def photograph(path: Path, seed: int, size: tuple[int, int] = (200, 160)) -> np.
     """A random but picture-like image: smooth colours and sharp rectangles."""
     generator = np.random.default_rng(seed)
     small = generator.integers(0, 255, (10, 12, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)).copy()
+    image = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)).copy()
     for _ in range(60):
         x, y = generator.integers(0, size[0] - 20), generator.integers(0, size[1] - 20)
         w, h = generator.integers(4, 20, 2)
-        picture[y : y + h, x : x + w] = generator.integers(0, 255, 3)
+        image[y : y + h, x : x + w] = generator.integers(0, 255, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=95)
-    return picture
+    Image.fromarray(image).save(path, quality=95)
+    return image
 
 
 def small_manifest(folder: Path, pairs: int = 12) -> Path:
     """Local pairs with a patch changed; the edited picture of pair 3 is missing, that of 4 is HTML."""
     lines = []
     for number in range(pairs):
-        picture = photograph(folder / "photos" / f"{number}.jpg", number)
-        picture[40:90, 50:120] = (255, 0, 90)
+        image = photograph(folder / "photos" / f"{number}.jpg", number)
+        image[40:90, 50:120] = (255, 0, 90)
         name = f"images/positive-edit/{number}.png"
         edited = folder / name
         edited.parent.mkdir(parents=True, exist_ok=True)
         if number == 4:
             edited.write_text("<!DOCTYPE html><title>Not here</title>")
         elif number != 3:
-            Image.fromarray(picture).save(edited)
+            Image.fromarray(image).save(edited)
         record = {
             "open_image_input_url": f"https://example.org/photos/{number}.jpg",
             "local_input_image": f"photos/{number}.jpg",
@@ -140,7 +140,7 @@ def test_predict_before_any_champion(tmp_path: Path) -> None:
     assert_one_line_error(done, "no champion yet", "bananagrams train")
 
 
-def test_a_photo_that_is_no_picture(tmp_path: Path) -> None:
+def test_a_photo_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_text("<html>")
     done = command(
         "predict", str(tmp_path / "cat.jpg"), "Remove the cat", "--output", str(tmp_path / "m.png")
@@ -149,9 +149,9 @@ def test_a_photo_that_is_no_picture(tmp_path: Path) -> None:
 
 
 def test_mask_of_one_pair(tmp_path: Path) -> None:
-    picture = photograph(tmp_path / "before.png", 5)
-    picture[40:90, 50:120] = (255, 0, 90)
-    Image.fromarray(picture).save(tmp_path / "after.png")
+    image = photograph(tmp_path / "before.png", 5)
+    image[40:90, 50:120] = (255, 0, 90)
+    Image.fromarray(image).save(tmp_path / "after.png")
     result = here(
         "mask", str(tmp_path / "before.png"), str(tmp_path / "after.png"),
         "--output", str(tmp_path / "mask.png"), "--overlay", str(tmp_path / "overlay.jpg"),
@@ -164,7 +164,7 @@ def test_mask_of_one_pair(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "overlay.jpg").size == (200, 160)
 
 
-def test_pictures_with_nothing_in_common_are_refused_with_the_reason(tmp_path: Path) -> None:
+def test_images_with_nothing_in_common_are_refused_with_the_reason(tmp_path: Path) -> None:
     photograph(tmp_path / "one.png", 1)
     photograph(tmp_path / "two.png", 2)
     result = here(
@@ -175,7 +175,7 @@ def test_pictures_with_nothing_in_common_are_refused_with_the_reason(tmp_path: P
     assert not (tmp_path / "m.png").exists()
 
 
-def test_a_build_from_local_files_keeps_a_row_for_every_lost_picture(tmp_path: Path) -> None:
+def test_a_build_from_local_files_keeps_a_row_for_every_lost_image(tmp_path: Path) -> None:
     manifest = small_manifest(tmp_path / "pairs")
     store = tmp_path / "store"
     arguments = ["build", "--manifest", str(manifest), "--store", str(store), "--dev", *SMALL]
@@ -214,9 +214,9 @@ def test_sample_makes_a_manifest_that_build_takes(tmp_path: Path) -> None:
 
 
 def test_mask_says_how_sure_it_is_in_words(tmp_path: Path) -> None:
-    picture = photograph(tmp_path / "before.png", 5)
-    picture[40:90, 50:120] = (255, 0, 90)
-    Image.fromarray(picture).save(tmp_path / "after.png")
+    image = photograph(tmp_path / "before.png", 5)
+    image[40:90, 50:120] = (255, 0, 90)
+    Image.fromarray(image).save(tmp_path / "after.png")
     before, after, mask = (str(tmp_path / name) for name in ("before.png", "after.png", "mask.png"))
     edited = here("mask", before, after, "--output", mask)
     assert re.search(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bananagrams_assets.fetching.spool import pictures_in
+from bananagrams_assets.fetching.spool import images_in
 from bananagrams_assets.vision.images import encode_jpeg
 
 from .photos import edited, photograph, png, record, write_manifest
@@ -90,7 +90,7 @@ def test_a_cancelled_build_ends_with_all_its_processes(
     server.answers["/5.jpg"] = stalled
     process = started("build", *chosen)
     spool = Path(os.environ["DAGSTER_HOME"]) / "spool"
-    while not server.asked["/5.jpg"] or sum(map(len, map(pictures_in, spool.glob("*/")))) < 11:
+    while not server.asked["/5.jpg"] or sum(map(len, map(images_in, spool.glob("*/")))) < 11:
         time.sleep(0.05)
         assert process.poll() is None
     if signum == signal.SIGINT:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from bananagrams_assets.dataset.verify import verify
-from bananagrams_assets.storage.store import LocalStore, Store, open_store
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import Store
 
 from .photos import quiet
 from .weed import BUCKET, Weed, serving

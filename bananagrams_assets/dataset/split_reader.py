@@ -26,16 +26,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import digest_of
+from ..errors import BananagramsError
 from ..profiles import home_folder
 from ..stages.shards import PARTS
 from ..storage import paths
-from ..storage.store import LocalStore, MissingObject, Store
+from ..storage.local import LocalStore
+from ..storage.store import MissingObject, Store
 
 CLASSES = ("edit_type", "category", "scope", "verdict")
 _COLUMNS = ("key", *CLASSES, "area", "confidence", "offset", "part_bytes", "sha256")
 
 
-class DatasetError(RuntimeError):
+class DatasetError(BananagramsError, RuntimeError):
     """A dataset that cannot be read; the message names the split, or shard and sample, and what to do."""
 
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from ..progress import Log
 from ..stages.shards import PARTS
 from ..storage import paths
 from ..storage.digests import digest_like
-from ..storage.files import Say
+from ..storage.local import LocalStore
 from ..storage.sample_tar import SampleError, read_folder, split_name
-from ..storage.store import LocalStore, MissingObject, Store, StoreError
+from ..storage.store import MissingObject, Store, StoreError
 from ..storage.tables import read_table
 
 SPLITS = ("train", "dev", "test")
@@ -80,7 +81,7 @@ class _Shard:
         self.faults.append(Fault(self.place, what, key, first, last))
 
 
-def verify(store: Store, workers: int, say: Say) -> Verdict:
+def verify(store: Store, workers: int, log: Log) -> Verdict:
     """Read every shard of a store, or of any folder or prefix of tars, or of a folder of extracted samples.
 
     Of each shard: the tar's structure; each sample's parts, that they decode, and that picture, mask and
@@ -112,14 +113,14 @@ def verify(store: Store, workers: int, say: Say) -> Verdict:
                 _against(shard, receipts.get(shard.name), index)
                 if index is None and paths.split_of(Path(shard.name).stem) in indexed:
                     shard.add("the index of its split does not have it: it is left from another build")
-                say(f"[{number}/{len(names)}] {shard.name}: {len(shard.samples)} samples")
+                log(f"[{number}/{len(names)}] {shard.name}: {len(shard.samples)} samples")
                 yield shard
 
         verdict = _across(compared())
         return replace(verdict, faults=[*faults, *verdict.faults, *itertools.chain(*comparing)])
 
 
-def photographs_in_two_splits(store: Store, shards: Iterable[str]) -> dict[str, list[str]]:
+def photos_in_two_splits(store: Store, shards: Iterable[str]) -> dict[str, list[str]]:
     """Source photographs whose records are in more than one split: source_id → splits."""
     import numpy as np
     import pyarrow.parquet as parquet
@@ -415,13 +416,13 @@ def _faults(sample: Mapping[str, bytes]) -> list[tuple[str, str]]:
     sizes: dict[str, tuple[int, int]] = {}
     for part in ("input.jpg", "mask.png"):
         try:
-            with Image.open(io.BytesIO(sample[part])) as picture:
-                picture.load()
-                sizes[part] = picture.size
+            with Image.open(io.BytesIO(sample[part])) as image:
+                image.load()
+                sizes[part] = image.size
                 if part == "mask.png":
-                    values = sorted(value for _, value in picture.getcolors() or [(0, -1)])
-                    if picture.mode != "L" or not set(values) <= {0, 255}:
-                        found = f"mode {picture.mode}, values {values[:5]}"
+                    values = sorted(value for _, value in image.getcolors() or [(0, -1)])
+                    if image.mode != "L" or not set(values) <= {0, 255}:
+                        found = f"mode {image.mode}, values {values[:5]}"
                         faults.append((part, f"mask.png is not single-channel 0/255 ({found})"))
         except (OSError, ValueError, SyntaxError) as error:
             faults.append((part, f"{part} cannot be decoded: {first_line(error)}"))

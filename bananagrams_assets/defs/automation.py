@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from ..config import digest_of
-from ..stages.stage import SHARD_STAGES, STAGES, WHOLE, partitions_of, read_receipt, why_stale
+from ..stages.stage import SHARD_STAGES, STAGES, UNPARTITIONED, partitions_of, read_receipt, why_stale
 from .partitions import PROFILE
 from .resources import StoreResource
 
@@ -49,7 +49,7 @@ def stale_partitions(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """One run a stale partition; its run key says what it is built from, so none is asked for twice."""
     opened = store.open()
-    if read_receipt(opened, "manifest", WHOLE) is None:
+    if read_receipt(opened, "manifest", UNPARTITIONED) is None:
         yield dg.SkipReason("the manifest was never materialized")
         return
     versions = digest_of({name: stage.code_version(PROFILE) for name, stage in STAGES.items()})

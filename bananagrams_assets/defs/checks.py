@@ -4,9 +4,9 @@ import warnings
 
 import dagster as dg
 
-from ..dataset.verify import photographs_in_two_splits, read_back
+from ..dataset.verify import photos_in_two_splits, read_back
 from ..evaluation.mask_check import measured_mask_ious
-from ..stages.stage import WHOLE, read_receipt
+from ..stages.stage import UNPARTITIONED, read_receipt
 from ..storage import paths
 from .dataset import edit_masks, image_pairs, manifest, shards
 from .model import mask_model
@@ -18,9 +18,9 @@ warnings.filterwarnings("ignore", message=".*partitions_def on an AssetCheckSpec
 
 
 @dg.asset_check(asset=manifest, blocking=True)
-def no_photograph_in_two_splits(store: StoreResource) -> dg.AssetCheckResult:
+def no_photo_in_two_splits(store: StoreResource) -> dg.AssetCheckResult:
     """Every record of one source photograph is in one split: nothing leaks from train to dev or test."""
-    leaks = photographs_in_two_splits(store.open(), PROFILE.shard_keys())
+    leaks = photos_in_two_splits(store.open(), PROFILE.shard_keys())
     return dg.AssetCheckResult(
         passed=not leaks,
         description=f"{len(leaks)} source photographs are in more than one split",
@@ -96,7 +96,7 @@ def few_rejected(context: dg.AssetCheckExecutionContext, store: StoreResource) -
 @dg.asset_check(asset=mask_model, blocking=True)
 def beats_trivial_baselines(store: StoreResource) -> dg.AssetCheckResult:
     """Dev IoU is over the best of the empty, the full and the mean mask by `checks.min_gain`."""
-    receipt = read_receipt(store.open(), "mask_model", WHOLE)
+    receipt = read_receipt(store.open(), "mask_model", UNPARTITIONED)
     if receipt is None:
         return dg.AssetCheckResult(passed=False, description="no model has been trained yet")
     model, baselines = receipt.stats["dev_iou"], receipt.stats["baselines"]
@@ -111,7 +111,7 @@ def beats_trivial_baselines(store: StoreResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=mask_model, blocking=True)
 def reads_instructions(store: StoreResource) -> dg.AssetCheckResult:
     """Dev IoU is over that with another picture's instruction by `checks.min_gain`."""
-    receipt = read_receipt(store.open(), "mask_model", WHOLE)
+    receipt = read_receipt(store.open(), "mask_model", UNPARTITIONED)
     if receipt is None:
         return dg.AssetCheckResult(passed=False, description="no model has been trained yet")
     model, shuffled = receipt.stats["dev_iou"], receipt.stats["shuffled_iou"]

@@ -9,6 +9,7 @@ import dagster as dg
 
 from ..config import Profile
 from ..fetching.client import FetchError
+from ..progress import Log
 from ..records.sources import SourceError
 from ..stages.aligned_pairs import align_pairs
 from ..stages.edit_masks import make_masks
@@ -16,10 +17,9 @@ from ..stages.image_pairs import fetch_pairs
 from ..stages.manifest import build_manifest
 from ..stages.shards import pack_shard
 from ..stages.split_index import index_split
-from ..stages.stage import STAGES, WHOLE, UpstreamMissing, run_stage, write_receipt
-from ..stages.status import failures_that_may_pass
+from ..stages.stage import STAGES, UNPARTITIONED, StageResult, UpstreamMissing, run_stage, write_receipt
+from ..stages.status import retryable_failures
 from ..stages.validation_overlays import draw_overlays
-from ..storage.files import Product, Say
 from ..storage.store import Store, StoreError
 from .metadata import describe
 from .partitions import PROFILE, shard_partitions, shards_of_split, split_partitions
@@ -52,12 +52,12 @@ def build(
     context: dg.AssetExecutionContext,
     config: BuildConfig,
     store: Store,
-    stage: Callable[[Store, Profile, str, Say], Product],
+    stage: Callable[[Store, Profile, str, Log], StageResult],
     else_because: str = "",
 ) -> dg.MaterializeResult:
     """Run the stage of this asset on this partition and report what it made."""
     asset = context.asset_key.to_user_string()
-    partition = context.partition_key if context.has_partition_key else WHOLE
+    partition = context.partition_key if context.has_partition_key else UNPARTITIONED
     try:
         outcome = run_stage(
             store, PROFILE, asset, partition, stage, context.log.info, config.rebuild, else_because
@@ -81,12 +81,12 @@ def manifest(
     What is not a usable record is in `manifest/rejects.parquet` with line number and reason.
     """
 
-    def whole(store: Store, profile: Profile, partition: str, say: Say) -> Product:
-        products = build_manifest(store, PROFILE, say)
-        for shard, product in products.items():
+    def whole(store: Store, profile: Profile, partition: str, log: Log) -> StageResult:
+        results = build_manifest(store, PROFILE, log)
+        for shard, result in results.items():
             if shard:
-                write_receipt(store, PROFILE, "manifest", shard, product, {})
-        return products[""]
+                write_receipt(store, PROFILE, "manifest", shard, result, {})
+        return results[""]
 
     return build(context, config, store.open(), whole)
 
@@ -105,7 +105,7 @@ def image_pairs(
 ) -> dg.MaterializeResult:
     """The shard's pictures, before and after, and a row for each record that says how it went."""
     opened = store.open()
-    count = failures_that_may_pass(opened, context.partition_key) if config.retry_failed else 0
+    count = retryable_failures(opened, context.partition_key) if config.retry_failed else 0
     because = f"{count} failures may have passed" if count else ""
     try:
         return build(context, config, opened, fetch_pairs, because)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from ..stages.stage import SHARD_STAGES, WHOLE, stale_partitions, why_stale
-from ..stages.status import failures_that_may_pass
+from ..errors import BananagramsError
+from ..stages.stage import SHARD_STAGES, UNPARTITIONED, stale_partitions, why_stale
+from ..stages.status import retryable_failures
 from ..storage.store import Store
 from .partitions import PROFILE
 
@@ -35,7 +36,7 @@ concurrency:
 """
 
 
-class RunFailed(RuntimeError):
+class RunFailed(BananagramsError, RuntimeError):
     """A run ended in failure; the message is its cause."""
 
 
@@ -83,14 +84,14 @@ def build_dataset(store: Store, workers: int, report: Report, retry_failed: bool
     `workers` processes, a run each. Raises RunFailed once all have ended.
     """
     done = 0
-    if reasons := why_stale(store, PROFILE, "manifest", WHOLE):
+    if reasons := why_stale(store, PROFILE, "manifest", UNPARTITIONED):
         report(f"manifest: {'; '.join(reasons)}")
         run_job("refresh_manifest")
         done += 1
     stale = stale_partitions(store, PROFILE, SHARD_STAGES)
     if retry_failed:
         for shard in PROFILE.shard_keys():
-            if failures_that_may_pass(store, shard):
+            if retryable_failures(store, shard):
                 stale.setdefault(("image_pairs", shard), ["failures may have passed"])
     shards = sorted({shard for _, shard in stale}, key=PROFILE.shard_keys().index)
     failures = []

@@ -24,8 +24,8 @@ def describe(store: Store, outcome: Outcome) -> dict[str, Any]:
         metadata[name.rsplit(".", 1)[-1]] = dg.MetadataValue.path(store.describe(name))
         metadata[f"{name.rsplit('.', 1)[-1]}_bytes"] = info.bytes
     if preview := read_preview(store, receipt.asset, receipt.partition):
-        picture = base64.b64encode(preview).decode()
-        metadata["preview"] = dg.MetadataValue.md(f"![preview](data:image/jpeg;base64,{picture})")
+        image = base64.b64encode(preview).decode()
+        metadata["preview"] = dg.MetadataValue.md(f"![preview](data:image/jpeg;base64,{image})")
     return metadata
 
 

@@ -7,9 +7,9 @@ import dagster as dg
 
 from ..config import Profile
 from ..learn import launch
-from ..stages.stage import WHOLE, read_receipt, run_stage
-from ..storage.files import FileInfo, Product, Say
-from ..storage.store import Store
+from ..progress import Log
+from ..stages.stage import UNPARTITIONED, StageResult, read_receipt, run_stage
+from ..storage.store import FileInfo, Store
 from .dataset import code_version, split_index
 from .launchers import run_training
 from .metadata import describe
@@ -62,7 +62,7 @@ def mask_model(
     """
     opened = store.open()
 
-    def train(store: Store, profile: Profile, partition: str, say: Say) -> Product:
+    def train(store: Store, profile: Profile, partition: str, log: Log) -> StageResult:
         from ..learn import registry
 
         uri, resume = mlflow.tracking_uri, config.resume
@@ -71,11 +71,11 @@ def mask_model(
         earlier = launch.unfinished(store, inputs, root, afresh=config.rebuild or bool(config.resume))
         if earlier and (run_url := registry.reopen_run(uri, profile, earlier[0])):
             run_id, resume = earlier[0], earlier[1] or config.resume
-            say(f"going on with MLflow run {run_id} from {resume or 'its beginning'}: {run_url}")
+            log(f"going on with MLflow run {run_id} from {resume or 'its beginning'}: {run_url}")
         else:
             run_id, run_url = registry.start_run(uri, profile, tags)
             launch.begin(store, run_id, inputs, root)
-            say(f"MLflow run {run_id}: {run_url}")
+            log(f"MLflow run {run_id}: {run_url}")
         job = launch.write_job(
             store.describe(launch.job_name(run_id)), profile, opened.url, uri, run_id, resume, tags,
             goes_on=bool(earlier and earlier[1]),
@@ -105,14 +105,20 @@ def mask_model(
             launch.remove_job(store, run_id)
         launch.end(store)
         weights = f"{launch.OUTPUT}/model.safetensors"
-        return Product(
+        return StageResult(
             {weights: FileInfo(store.size(weights), result["sha256"])},
             {**result["summary"], "mlflow_run": run_url, "model_version": result["version"]},
             content=result["sha256"][:32],
         )
 
     outcome = run_stage(
-        opened, PROFILE, "mask_model", WHOLE, train, context.log.info, config.rebuild or bool(config.resume)
+        opened,
+        PROFILE,
+        "mask_model",
+        UNPARTITIONED,
+        train,
+        context.log.info,
+        config.rebuild or bool(config.resume),
     )
     metadata = describe(opened, outcome)
     metadata["mlflow_run"] = dg.MetadataValue.url(outcome.receipt.stats["mlflow_run"])
@@ -135,16 +141,16 @@ def champion(
     """
     opened = store.open()
 
-    def promote(store: Store, profile: Profile, partition: str, say: Say) -> Product:
+    def promote(store: Store, profile: Profile, partition: str, log: Log) -> StageResult:
         from ..learn import registry
 
         if config.back:
             promotion = registry.go_back(mlflow.tracking_uri, profile)
         else:
-            receipt = read_receipt(store, "mask_model", WHOLE)
+            receipt = read_receipt(store, "mask_model", UNPARTITIONED)
             assert receipt is not None  # run_stage has refused to come here without it
             promotion = registry.promote(mlflow.tracking_uri, profile, receipt.stats["model_version"])
-        say(promotion.reason)
+        log(promotion.reason)
         stats = {
             "moved": promotion.moved,
             "reason": promotion.reason,
@@ -154,11 +160,11 @@ def champion(
         if promotion.gain:
             stats["gain"] = promotion.gain.mean
             stats["gain_interval"] = f"{promotion.gain.low:+.4f} to {promotion.gain.high:+.4f}"
-            stats["photographs_compared"] = promotion.gain.photographs
-        return Product({}, stats, content=f"version-{promotion.champion_version or 'none'}")
+            stats["photographs_compared"] = promotion.gain.photos
+        return StageResult({}, stats, content=f"version-{promotion.champion_version or 'none'}")
 
     outcome = run_stage(
-        opened, PROFILE, "champion", WHOLE, promote, context.log.info, config.rebuild or config.back
+        opened, PROFILE, "champion", UNPARTITIONED, promote, context.log.info, config.rebuild or config.back
     )
     return dg.MaterializeResult(
         metadata=describe(opened, outcome), data_version=dg.DataVersion(outcome.receipt.data_version)

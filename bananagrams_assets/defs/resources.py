@@ -8,7 +8,8 @@ import dagster as dg
 
 from ..learn.launch import default_tracking_uri
 from ..profiles import default_store
-from ..storage.store import Store, open_store
+from ..storage.open_store import open_store
+from ..storage.store import Store
 from .partitions import PROFILE
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..config import Profile, SampleSettings, digest_of
+from ..progress import Log
 from ..records.edit_types import edit_type
 from ..sample.make import SAMPLE_VERSION, Scenes, make_photo_pair
 from ..sample.photos import packaged_photos
 from ..stages.stage import STAGES
 from ..storage import paths
-from ..storage.files import Say
 from ..storage.store import MissingObject, Store
 from ..vision.align import align
 from ..vision.geometry import overlap_polygon, polygon_mask
@@ -52,7 +52,7 @@ def mask_ious(profile: Profile) -> dict[str, list[float]]:
     return dict(sorted(found.items()))
 
 
-def measured_mask_ious(store: Store, profile: Profile, say: Say) -> dict[str, list[float]]:
+def measured_mask_ious(store: Store, profile: Profile, log: Log) -> dict[str, list[float]]:
     """The same, measured once for these settings and this code, then read from the store."""
     stages: dict[str, Any] = {
         name: STAGES[name].code_version(profile) for name in ("aligned_pairs", "edit_masks")
@@ -64,7 +64,7 @@ def measured_mask_ious(store: Store, profile: Profile, say: Say) -> dict[str, li
             return {str(family): [float(iou) for iou in ious] for family, ious in kept["ious"].items()}
     except (MissingObject, ValueError, KeyError, TypeError, AttributeError):
         pass  # there is none yet, or one that is not ours: it is measured again
-    say(f"measuring {PAIRS} made pairs with known masks")
+    log(f"measuring {PAIRS} made pairs with known masks")
     ious = mask_ious(profile)
     store.write(paths.MASK_CHECK, json.dumps({"key": key, "ious": ious}, indent=1).encode())
     return ious

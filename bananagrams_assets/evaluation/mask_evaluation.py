@@ -26,11 +26,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..config import AlignSettings, MaskSettings, Profile
+from ..errors import BananagramsError
+from ..progress import Log
 from ..records.edit_types import edit_type
-from ..storage.files import Say
 from ..vision.align import Alignment, align
 from ..vision.geometry import Floats, frame, overlap_polygon, polygon_mask, project, warp
-from ..vision.images import RGB, Mask, PictureError, decode, decode_mask, encode_jpeg
+from ..vision.images import RGB, ImageError, Mask, decode, decode_mask, encode_jpeg
 from ..vision.mask import EditMask, edit_mask
 from ..vision.overlay import strip, tinted
 from ..vision.page import ScoredPair, render_scores
@@ -45,7 +46,7 @@ WORST = 24
 TILE_PX = 256
 
 
-class EvaluationError(ValueError):
+class EvaluationError(BananagramsError, ValueError):
     """A folder that cannot be evaluated; the message names the file and what is wrong with it."""
 
 
@@ -201,7 +202,7 @@ def measure_case(case: Case, align_with: AlignSettings, mask_with: MaskSettings,
         sizes = (
             f"{truth.shape[1]} x {truth.shape[0]} px, the picture {before.shape[1]} x {before.shape[0]} px"
         )
-        raise PictureError(f"the true mask has {sizes}")
+        raise ImageError(f"the true mask has {sizes}")
     size, source = (before.shape[1], before.shape[0]), (after.shape[1], after.shape[0])
     known = np.ones(truth.shape, bool)
     if case.homography is not None:
@@ -218,7 +219,7 @@ def score_case(case: Case, align_with: AlignSettings, mask_with: MaskSettings, m
     """Score a pair; what cannot be read is a row with its `problem`."""
     try:
         pair = measure_case(case, align_with, mask_with, max_pixels)
-    except PictureError as error:
+    except ImageError as error:
         return PairScore(
             case.name, case.family, case.strength, "", "", False, "", 0.0, 0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0,
             str(error),
@@ -259,17 +260,17 @@ def _matrix(numbers: Sequence[float]) -> Floats:
     return np.array(numbers, np.float64).reshape(3, 3)
 
 
-def score_folder(cases: Sequence[Case], profile: Profile, workers: int, say: Say) -> list[PairScore]:
+def score_folder(cases: Sequence[Case], profile: Profile, workers: int, log: Log) -> list[PairScore]:
     """The scores of every pair, in order; they depend on neither `workers` nor what else runs."""
     score = partial(
         score_case, align_with=profile.align, mask_with=profile.mask, max_pixels=profile.fetch.max_pixels
     )
     if workers <= 1:
-        return list(_told(map(score, cases), len(cases), say))
+        return list(_told(map(score, cases), len(cases), log))
     # A spawned process shares no locks with this one's threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        return list(_told(pool.map(score, cases, chunksize=4), len(cases), say))
+        return list(_told(pool.map(score, cases, chunksize=4), len(cases), log))
 
 
 def _one_thread() -> None:
@@ -277,10 +278,10 @@ def _one_thread() -> None:
     threadpool_limits(1)
 
 
-def _told(scores: Iterator[PairScore], total: int, say: Say) -> Iterator[PairScore]:
+def _told(scores: Iterator[PairScore], total: int, log: Log) -> Iterator[PairScore]:
     for number, score in enumerate(scores, start=1):
         if number % 100 == 0:
-            say(f"{number} of {total} pairs scored")
+            log(f"{number} of {total} pairs scored")
         yield score
 
 
@@ -396,8 +397,8 @@ def _drawn(case: Case, score: PairScore, profile: Profile) -> ScoredPair:
     return ScoredPair(
         name=score.name,
         text=case.text,
-        picture=_data_uri(strip(pair.before, aligned, *panels, TILE_PX)),
-        truth_picture=_data_uri(tinted(pair.before, pair.truth, TILE_PX)),
+        image=_data_uri(strip(pair.before, aligned, *panels, TILE_PX)),
+        truth_image=_data_uri(tinted(pair.before, pair.truth, TILE_PX)),
         facts={
             "IoU": f"{score.iou:.3f}",
             "precision": f"{score.precision:.3f}",
@@ -413,5 +414,5 @@ def _drawn(case: Case, score: PairScore, profile: Profile) -> ScoredPair:
     )
 
 
-def _data_uri(picture: RGB) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(picture, 80)).decode()
+def _data_uri(image: RGB) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, 80)).decode()

@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ..config import FetchSettings
+from ..errors import BananagramsError
 from ..profiles import home_folder
 from .opt_out import opt_out
 from .rate_limits import LONGEST_PAUSE_S, HostAtRest, Pacer, Turn
@@ -39,7 +40,7 @@ Status: TypeAlias = Literal["ok", "failed", "refused"]
 IsWhole: TypeAlias = Callable[[bytes], bool]
 
 
-class FetchError(RuntimeError):
+class FetchError(BananagramsError, RuntimeError):
     """Fetching is impossible on this machine as it stands, whatever is asked for."""
 
 
@@ -60,7 +61,7 @@ class Fetched:
     attempts: int = 0
     bytes: int = 0
     seconds: float = 0.0
-    may_pass: bool = False
+    retryable: bool = False
 
 
 @dataclass
@@ -93,10 +94,10 @@ class _Clock:
 
 class _Failure(Exception):
     def __init__(
-        self, reason: str, status: Status = "failed", may_pass: bool = False, wait_s: float | None = None
+        self, reason: str, status: Status = "failed", retryable: bool = False, wait_s: float | None = None
     ) -> None:
         super().__init__(reason)
-        self.reason, self.status, self.may_pass, self.wait_s = reason, status, may_pass, wait_s
+        self.reason, self.status, self.retryable, self.wait_s = reason, status, retryable, wait_s
 
 
 class Fetcher:
@@ -143,12 +144,12 @@ class Fetcher:
         seconds = time.monotonic() - start
         return Fetched(
             outcome.status, outcome.reason, trial.chunks if outcome.status == "ok" else (), trial.http_status,
-            attempt, trial.size, seconds, outcome.may_pass,
+            attempt, trial.size, seconds, outcome.retryable,
         )  # fmt: skip
 
     def _wait_s(self, failure: _Failure, attempt: int) -> float | None:
         """Seconds until the next try: exponential backoff with jitter, or what the server asked for."""
-        if not failure.may_pass or attempt >= self._settings.attempts:
+        if not failure.retryable or attempt >= self._settings.attempts:
             return None
         backoff: float = self._settings.backoff_s * 2 ** (attempt - 1)
         if failure.wait_s is None:
@@ -172,11 +173,11 @@ class Fetcher:
         except HostRefusedError as error:
             return _Failure(str(error), "refused")
         except HostAtRest as error:
-            return _Failure(str(error), may_pass=True, wait_s=math.inf)
+            return _Failure(str(error), retryable=True, wait_s=math.inf)
         except asyncio.TimeoutError:
             limit = "fetch.timeout_s" if clock.left_s() > 0 else "fetch.deadline_s"
             value = self._settings.timeout_s if clock.left_s() > 0 else self._settings.deadline_s
-            return _Failure(f"timeout: no end after {value:g} s ({limit})", may_pass=True)
+            return _Failure(f"timeout: no end after {value:g} s ({limit})", retryable=True)
         except aiohttp.ClientPayloadError:
             return _cut(trial)
         except aiohttp.InvalidURL:
@@ -184,7 +185,7 @@ class Fetcher:
         except (aiohttp.ClientConnectionError, ConnectionError) as error:
             if isinstance(error, OSError) and error.errno in _OURS:
                 raise FetchError(f"no more connections can be opened: {_words(error)}") from error
-            return _Failure(f"no connection: {_words(error)}", may_pass=True)
+            return _Failure(f"no connection: {_words(error)}", retryable=True)
         except (aiohttp.ClientError, ValueError) as error:
             return _Failure(f"bad answer: {_words(error)}")
         return None
@@ -224,13 +225,13 @@ class Fetcher:
             if response.status in _BUSY:
                 wait_s = retry_after_s(response.headers.get("Retry-After"))
                 turn.complain(wait_s)
-                raise _Failure(f"HTTP {response.status}", may_pass=True, wait_s=wait_s)
+                raise _Failure(f"HTTP {response.status}", retryable=True, wait_s=wait_s)
             turn.praise()
             if response.status in (301, 302, 303, 307, 308):
                 return response.headers.get("Location", "")
             if response.status != 200:
                 passing = response.status in _PASSING or response.status >= 500
-                raise _Failure(f"HTTP {response.status}", may_pass=passing)
+                raise _Failure(f"HTTP {response.status}", retryable=passing)
             await self._read(response, trial)
             return None
 
@@ -305,7 +306,7 @@ def retry_after_s(value: str | None) -> float | None:
 
 
 def _cut(trial: _Trial) -> _Failure:
-    return _Failure(f"body cut short: {trial.size} bytes came", may_pass=True)
+    return _Failure(f"body cut short: {trial.size} bytes came", retryable=True)
 
 
 def _words(error: BaseException) -> str:

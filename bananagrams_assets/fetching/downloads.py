@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..config import FetchSettings
-from ..vision.images import PictureError, decode, encode_jpeg, fit
+from ..vision.images import ImageError, decode, encode_jpeg, fit
 from .client import Fetched, Fetcher
 from .image_integrity import Data, check_whole, may_be_cut, probe_header
 from .spool import Member, Spool
@@ -38,7 +38,7 @@ Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class DownloadedImage:
     """How a picture came (without its bytes), from where, and what it is."""
 
     fetched: Fetched
@@ -99,7 +99,7 @@ class Body:
     taken: bool = False
 
 
-class Pictures:
+class ImageDownloads:
     """Gets pictures, each one once, however many records name it.
 
     A finished picture waits in memory for a moment, and then in the spool. One that several records may
@@ -112,7 +112,7 @@ class Pictures:
         """`needed` counts the records by the pictures that they name (see `names`); `start` begins a task."""
         self._fetcher, self._spool, self._settings = fetcher, spool, settings
         self._needed, self._start = needed, start
-        self._done: dict[str, asyncio.Future[Picture]] = {}
+        self._done: dict[str, asyncio.Future[DownloadedImage]] = {}
         self._bodies: dict[str, Body] = {}
         self._rooms: list[mmap.mmap] = []
         self.fetched = self.resumed = self.bytes = 0
@@ -124,40 +124,40 @@ class Pictures:
             ready = self._done[name] = asyncio.get_running_loop().create_future()
             self._start(self._obtain(name, ready))
 
-    async def first_of(self, candidates: Sequence[str]) -> Picture:
+    async def first_of(self, candidates: Sequence[str]) -> DownloadedImage:
         """The first origin that serves a picture, else what is most worth telling of the failures.
 
         That is the last failure which may pass, else the last of all. Raises StoreError and OSError for
         faults of this machine, FetchError.
         """
-        failures: list[Picture] = []
+        failures: list[DownloadedImage] = []
         for origin in candidates:
             self.begin(origin)
-            picture = await self._done[_name(origin)]
-            attempts = picture.fetched.attempts + sum(failed.fetched.attempts for failed in failures)
-            if picture.fetched.status == "ok":
-                fetched = replace(picture.fetched, attempts=attempts) if failures else picture.fetched
-                return replace(picture, fetched=fetched, origin=origin)
-            failures.append(replace(picture, origin=origin))
+            image = await self._done[_name(origin)]
+            attempts = image.fetched.attempts + sum(failed.fetched.attempts for failed in failures)
+            if image.fetched.status == "ok":
+                fetched = replace(image.fetched, attempts=attempts) if failures else image.fetched
+                return replace(image, fetched=fetched, origin=origin)
+            failures.append(replace(image, origin=origin))
         if not failures:
-            return Picture(Fetched("failed", "no source: the record names no place to get it from"), "")
-        told = next((failed for failed in reversed(failures) if failed.fetched.may_pass), failures[-1])
+            return DownloadedImage(
+                Fetched("failed", "no source: the record names no place to get it from"), ""
+            )
+        told = next((failed for failed in reversed(failures) if failed.fetched.retryable), failures[-1])
         return replace(told, fetched=replace(told.fetched, attempts=attempts))
 
-    def take(self, picture: Picture) -> Body | None:
+    def take(self, image: DownloadedImage) -> Body | None:
         """The body of a picture that is ok, in memory until it is released; None: it is in the spool."""
-        body = self._bodies.get(_name(picture.origin))
+        body = self._bodies.get(_name(image.origin))
         if body is not None:
             body.taken = True
         return body
 
-    def member(self, part: str, picture: Picture, body: Body | None) -> Member:
+    def member(self, part: str, image: DownloadedImage, body: Body | None) -> Member:
         """A picture for the tar; may wait for the disk. Raises StoreError."""
-        data = body.data if body is not None else self._spool.read(_name(picture.origin))
-        about = None if picture.is_local else picture.about()
-        return Member(
-            f"{part}.{picture.extension}", data, picture.stored_sha256, _name(picture.origin), about
-        )
+        data = body.data if body is not None else self._spool.read(_name(image.origin))
+        about = None if image.is_local else image.about()
+        return Member(f"{part}.{image.extension}", data, image.stored_sha256, _name(image.origin), about)
 
     def release(self, record: Mapping[str, Any]) -> None:
         """Let go of the pictures of a record that is written."""
@@ -169,7 +169,7 @@ class Pictures:
             if self._needed[name] <= 0:
                 self._spool.remove(name)
 
-    async def _obtain(self, origin: str, ready: asyncio.Future[Picture]) -> None:
+    async def _obtain(self, origin: str, ready: asyncio.Future[DownloadedImage]) -> None:
         try:
             await self._get(origin, ready)
         except Exception as error:
@@ -178,7 +178,7 @@ class Pictures:
                 ready.exception()
             raise
 
-    async def _get(self, origin: str, ready: asyncio.Future[Picture]) -> None:
+    async def _get(self, origin: str, ready: asyncio.Future[DownloadedImage]) -> None:
         path = local_path(origin)
         if path is not None:
             async with self._fetcher.places:
@@ -187,66 +187,70 @@ class Pictures:
         about = await asyncio.to_thread(self._spool.find, origin) if self._spool.holds(origin) else None
         if about is not None:
             self.resumed += 1
-            ready.set_result(Picture(Fetched(**about.pop("fetched")), origin, **about))
+            ready.set_result(DownloadedImage(Fetched(**about.pop("fetched")), origin, **about))
             return
         async with self._fetcher.fetch(origin, lambda data: not may_be_cut(data)) as fetched:
             self.bytes += fetched.bytes
             self.fetched += fetched.status == "ok"
             await self._hold(origin, fetched, ready)
 
-    async def _hold(self, origin: str, fetched: Fetched, ready: asyncio.Future[Picture]) -> None:
+    async def _hold(self, origin: str, fetched: Fetched, ready: asyncio.Future[DownloadedImage]) -> None:
         """Look at what came, and keep its body in memory until it is written, or in the spool.
 
         Cancelled at whatever moment, it leaves a picture that is fetched in the spool.
         """
         if fetched.status != "ok":
-            ready.set_result(Picture(fetched, origin))
+            ready.set_result(DownloadedImage(fetched, origin))
             return
         work = asyncio.get_running_loop().run_in_executor(None, self._inspect, fetched, origin)
         try:
-            picture, data, room = await asyncio.shield(work)
+            image, data, room = await asyncio.shield(work)
         except asyncio.CancelledError:
-            picture, data, _ = await work
-            self._spill(picture, data)
+            image, data, _ = await work
+            self._spill(image, data)
             raise
         body = Body(data, room, asyncio.get_running_loop().create_future())
-        if picture.fetched.status == "ok":
+        if image.fetched.status == "ok":
             try:
                 if self._needed[origin] > 1:
-                    await asyncio.to_thread(self._spill, picture, data)
+                    await asyncio.to_thread(self._spill, image, data)
                 else:
                     self._bodies[origin] = body
-                    ready.set_result(picture)
+                    ready.set_result(image)
                     await asyncio.wait((body.gone,), timeout=_MOMENT_S)
                     if not body.taken:
-                        await asyncio.to_thread(self._spill, picture, data)
+                        await asyncio.to_thread(self._spill, image, data)
                     if body.taken:
                         await body.gone
             except asyncio.CancelledError:
                 if not body.gone.done():
-                    self._spill(picture, data)
+                    self._spill(image, data)
                 raise
             self._bodies.pop(origin, None)
         if not ready.done():
-            ready.set_result(picture)
+            ready.set_result(image)
         if room is not None:
             self._rooms.append(room)
 
-    def _spill(self, picture: Picture, data: Data) -> None:
-        if picture.fetched.status == "ok":
-            self._spool.put(picture.origin, picture.about(), data, picture.stored_sha256)
+    def _spill(self, image: DownloadedImage, data: Data) -> None:
+        if image.fetched.status == "ok":
+            self._spool.put(image.origin, image.about(), data, image.stored_sha256)
 
-    def _inspect(self, fetched: Fetched, origin: str) -> tuple[Picture, Data, mmap.mmap | None]:
+    def _inspect(self, fetched: Fetched, origin: str) -> tuple[DownloadedImage, Data, mmap.mmap | None]:
         data, room = self._whole(fetched)
         fetched = replace(fetched, chunks=())
         sha256 = hashlib.sha256(data).hexdigest()
         try:
             stored, extension, width, height = _inspect(data, self._settings)
-        except PictureError as error:
+        except ImageError as error:
             status: Any = "refused" if str(error).startswith("too large") else "failed"
-            return Picture(replace(fetched, status=status, reason=str(error)), origin, sha256), data, room
+            return (
+                DownloadedImage(replace(fetched, status=status, reason=str(error)), origin, sha256),
+                data,
+                room,
+            )
         stored_sha256 = sha256 if stored is data else hashlib.sha256(stored).hexdigest()
-        return Picture(fetched, origin, sha256, extension, width, height, stored_sha256), stored, room
+        return DownloadedImage(fetched, origin, sha256, extension, width, height, stored_sha256), stored, room
 
     def _whole(self, fetched: Fetched) -> tuple[Data, mmap.mmap | None]:
         """The body in one piece, and the room that it is in, to be used again: new memory for each body
@@ -307,5 +311,5 @@ def _read_local(path: Path, settings: FetchSettings) -> Fetched:
     except OSError as error:
         if error.errno not in _MISSING:
             raise
-        return Fetched("failed", f"local file cannot be read: {path.name}: {error.strerror}", may_pass=True)
+        return Fetched("failed", f"local file cannot be read: {path.name}: {error.strerror}", retryable=True)
     return Fetched("ok", chunks=(data,), bytes=len(data))

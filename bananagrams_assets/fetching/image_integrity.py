@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TypeAlias
 
-from ..vision.images import PictureError, Probe, decode, probe
+from ..vision.images import ImageError, Probe, decode, probe
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -37,7 +37,7 @@ def probe_header(data: Data, max_pixels: int) -> Probe:
     """As `probe`, which for most pictures needs no copy of all their bytes. Raises PictureError."""
     head = bytes(data[:_HEAD])
     if len(head) < len(data) and head.startswith((_PNG, _JPEG)):
-        with suppress(PictureError):
+        with suppress(ImageError):
             return probe(head, max_pixels)
     return probe(bytes(data), max_pixels)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..storage.tables import reason_class
-from .downloads import LOCAL, PARTS, Picture, origins, shown
+from .downloads import LOCAL, PARTS, DownloadedImage, origins, shown
 
 
 def origins_digest(record: Mapping[str, Any]) -> str:
@@ -19,24 +19,24 @@ def origins_digest(record: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(places).encode(), digest_size=6).hexdigest()
 
 
-def row_of(record: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str, Any]:
+def row_of(record: Mapping[str, Any], images: Sequence[DownloadedImage]) -> dict[str, Any]:
     """The row of a pair. Of two failures the one that is final is told."""
-    before, after = pictures
+    before, after = images
     bad = sorted(
         (
-            (picture.fetched.may_pass, part, picture)
-            for part, picture in zip(PARTS, pictures, strict=True)
-            if picture.fetched.status != "ok"
+            (image.fetched.retryable, part, image)
+            for part, image in zip(PARTS, images, strict=True)
+            if image.fetched.status != "ok"
         ),
         key=lambda found: found[0],
     )
-    may_pass, part, told = bad[0] if bad else (False, "", before)
+    retryable, part, told = bad[0] if bad else (False, "", before)
     return {
         "key": record["key"],
         "status": told.fetched.status,
         "reason": f"{part}: {told.fetched.reason}" if bad else "",
         "part": part,
-        "may_pass": may_pass,
+        "retryable": retryable,
         "http_status": told.fetched.http_status,
         "attempts": before.fetched.attempts + after.fetched.attempts,
         "bytes_input": before.fetched.bytes,
@@ -50,13 +50,13 @@ def row_of(record: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str, 
         "height": before.height,
         "edited_width": after.width,
         "edited_height": after.height,
-        "origins": origins_digest(record),
+        "candidates": origins_digest(record),
     }
 
 
-def nobody_answered(pictures: Sequence[Picture]) -> bool:
+def nobody_answered(images: Sequence[DownloadedImage]) -> bool:
     """Whether no server had so much as an answer for this pair."""
-    remote = [picture.fetched for picture in pictures if not picture.is_local]
+    remote = [image.fetched for image in images if not image.is_local]
     return bool(remote) and all(fetched.status == "failed" and fetched.http_status == 0 for fetched in remote)
 
 
@@ -69,7 +69,7 @@ def stats_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "ok": statuses["ok"],
         "failed": statuses["failed"],
         "refused": statuses["refused"],
-        "to_retry": sum(row["may_pass"] for row in rows),
+        "to_retry": sum(row["retryable"] for row in rows),
         "ok_share": round(statuses["ok"] / len(rows), 4) if rows else 1.0,
         "reasons": _counted(reason_class(row["reason"]) for row in lost),
         "failures_by_host": _counted(_host(row) for row in lost),

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ..profiles import home_folder
+from ..progress import Log
 from ..storage.digests import MembersDigest
-from ..storage.files import FileInfo, Say
 from ..storage.sample_tar import Data, end_of_tar, tar_member
-from ..storage.store import TEMPORARY, StoreError
+from ..storage.store import TEMPORARY, FileInfo, StoreError
 
 _WAIT_S = 0.2
 _TAR, _JOURNAL = "pairs.tar", "journal"
@@ -83,7 +83,7 @@ class Spool:
             path.unlink(missing_ok=True)
 
     def _path(self, origin: str) -> Path:
-        return self._folder / picture_name(self._kind, origin)
+        return self._folder / image_name(self._kind, origin)
 
     @staticmethod
     def _read(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -149,10 +149,10 @@ class GrowingTar:
                 self._digest, self._bytes, journal_end = digest.copy(), entry["end"], entry.pop("journal_end")
             else:
                 view = memoryview(data)
-                for picture in entry["pictures"]:
-                    start = picture["start"] - position
-                    stored = view[start : start + picture["bytes"]]
-                    spool.put(picture["origin"], picture["about"], stored, hashlib.sha256(stored).hexdigest())
+                for image in entry["pictures"]:
+                    start = image["start"] - position
+                    stored = view[start : start + image["bytes"]]
+                    spool.put(image["origin"], image["about"], stored, hashlib.sha256(stored).hexdigest())
             position = entry["end"]
         try:
             os.ftruncate(self._journal, journal_end)
@@ -168,18 +168,18 @@ class GrowingTar:
     def append(self, row: Mapping[str, Any], members: Sequence[Member]) -> None:
         """Append a record's pictures, none where its row tells why. Raises StoreError, as for a full disk."""
         blocks: list[Data] = []
-        pictures, end = [], self._bytes
+        images, end = [], self._bytes
         for member in members:
             header, data, padding = tar_member(row["key"], member.part, member.data)
             if member.about is not None:
                 place = {"start": end + len(header), "bytes": len(data)}
-                pictures.append({"origin": member.origin, **place, "about": member.about})
+                images.append({"origin": member.origin, **place, "about": member.about})
             blocks += (header, data, padding)
             end += len(header) + len(data) + len(padding)
             self._digest.add(header, member.sha256, padding)
         try:
             self._write(blocks)
-            self._note({"row": row, "pictures": pictures, "end": end, "digest": self._digest.hexdigest()})
+            self._note({"row": row, "pictures": images, "end": end, "digest": self._digest.hexdigest()})
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
@@ -219,15 +219,13 @@ def growing_tar(store_url: str, shard: str, kind: str, notes: Mapping[str, str])
         tar.close()
 
 
-def pictures_in(folder: Path) -> set[str]:
+def images_in(folder: Path) -> set[str]:
     """What an unfinished run has kept in this spool, by `picture_name`."""
     if not folder.is_dir():
         return set()
     names = {path.name for path in folder.iterdir() if not path.name.startswith(TEMPORARY)}
     head, entries = _read_journal(folder)
-    found = {
-        picture_name(head["kind"], picture["origin"]) for entry in entries for picture in entry["pictures"]
-    }
+    found = {image_name(head["kind"], image["origin"]) for entry in entries for image in entry["pictures"]}
     return (names - {_TAR, _JOURNAL}) | found
 
 
@@ -261,7 +259,7 @@ def _make_own(path: Path) -> None:
         temporary.replace(path)
 
 
-def picture_name(kind: str, origin: str) -> str:
+def image_name(kind: str, origin: str) -> str:
     """What names a picture in a spool, by where it came from and the settings that it was fetched with."""
     return hashlib.blake2b(f"{kind}\n{origin}".encode(), digest_size=16).hexdigest()
 
@@ -287,7 +285,7 @@ def spool_folder(store_url: str, shard: str) -> Path:
 
 
 @contextmanager
-def open_spool(store_url: str, shard: str, kind: str, say: Say) -> Iterator[Spool]:
+def open_spool(store_url: str, shard: str, kind: str, log: Log) -> Iterator[Spool]:
     """The shard's spool, for one run at a time; it is removed on a clean exit and kept on any other.
 
     Raises StoreError where it cannot be written.
@@ -295,7 +293,7 @@ def open_spool(store_url: str, shard: str, kind: str, say: Say) -> Iterator[Spoo
     folder = spool_folder(store_url, shard)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder.with_suffix(".lock"), shard, say)
+        lock = _lock(folder.with_suffix(".lock"), shard, log)
     except OSError as error:
         raise StoreError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:
@@ -309,7 +307,7 @@ def open_spool(store_url: str, shard: str, kind: str, say: Say) -> Iterator[Spoo
         os.close(lock)
 
 
-def _lock(path: Path, shard: str, say: Say) -> int:
+def _lock(path: Path, shard: str, log: Log) -> int:
     """A locked file of this name. The system unlocks it when its process ends, however it ends."""
     told = False
     while True:
@@ -321,7 +319,7 @@ def _lock(path: Path, shard: str, say: Say) -> int:
                 return file
         except BlockingIOError:
             if not told:
-                say(f"{shard}: another run is fetching this shard; waiting for it to end")
+                log(f"{shard}: another run is fetching this shard; waiting for it to end")
                 told = True
         except FileNotFoundError:
             pass

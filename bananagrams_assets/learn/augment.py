@@ -35,7 +35,7 @@ _QUOTED = re.compile(r"[\"\u201c\u201d\u00ab\u00bb]|(?<!\w)['\u2018][^'\u2019]+[
 
 
 def augment(
-    picture: Plane, mask: Plane, known: Plane, text: str, settings: AugmentSettings, rng: np.random.Generator
+    image: Plane, mask: Plane, known: Plane, text: str, settings: AugmentSettings, rng: np.random.Generator
 ) -> tuple[Plane, Plane, Plane, str]:
     """Change uint8 RGB (H, W, 3), mask and known (H, W), and the instruction, together; sizes stay.
 
@@ -46,15 +46,15 @@ def augment(
     """
     flip, crop, blur, drop = rng.random(4)
     if flip < settings.flip and can_mirror(text):
-        picture, mask, known = (np.ascontiguousarray(plane[:, ::-1]) for plane in (picture, mask, known))
+        image, mask, known = (np.ascontiguousarray(plane[:, ::-1]) for plane in (image, mask, known))
         text = mirror_words(text)
     if settings.crop and not names_a_place(text):
-        picture, mask, known = _crop(picture, mask, known, settings.crop * crop, rng)
+        image, mask, known = _crop(image, mask, known, settings.crop * crop, rng)
     if settings.color:
-        picture = _recolor(picture, settings.color, rng)
+        image = _recolor(image, settings.color, rng)
     if blur < settings.blur:
-        picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.0)), np.uint8)
-    return picture, mask, known, "" if drop < settings.drop_words else text
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.0)), np.uint8)
+    return image, mask, known, "" if drop < settings.drop_words else text
 
 
 def mirror_words(text: str) -> str:
@@ -81,7 +81,7 @@ def _mirror(match: re.Match[str]) -> str:
 
 
 def _crop(
-    picture: Plane, mask: Plane, known: Plane, share: float, rng: np.random.Generator
+    image: Plane, mask: Plane, known: Plane, share: float, rng: np.random.Generator
 ) -> tuple[Plane, Plane, Plane]:
     """Cut `share` off each side's length, and enlarge what remains to the old size.
 
@@ -92,7 +92,7 @@ def _crop(
     h, w = max(1, round(height * (1 - share))), max(1, round(width * (1 - share)))
     edited = mask > 0
     y, x = _window(np.any(edited, 1), h, rng), _window(np.any(edited, 0), w, rng)
-    planes = (picture, cv2.INTER_LINEAR), (mask, cv2.INTER_LINEAR), (known, cv2.INTER_NEAREST)
+    planes = (image, cv2.INTER_LINEAR), (mask, cv2.INTER_LINEAR), (known, cv2.INTER_NEAREST)
     cut = [
         cv2.resize(plane[y : y + h, x : x + w], (width, height), interpolation=interpolation)
         for plane, interpolation in planes
@@ -111,10 +111,10 @@ def _window(edited: npt.NDArray[np.bool_], length: int, rng: np.random.Generator
     return int(rng.integers(low, high + 1))
 
 
-def _recolor(picture: Plane, strength: float, rng: np.random.Generator) -> Plane:
+def _recolor(image: Plane, strength: float, rng: np.random.Generator) -> Plane:
     """Brightness, contrast and saturation, each by a factor within 1 ± strength."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
-    x = picture.astype(np.float32) * brightness
+    x = image.astype(np.float32) * brightness
     grey = x @ np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
     x = grey[..., None] + (x - grey[..., None]) * saturation
     mean = grey.mean()

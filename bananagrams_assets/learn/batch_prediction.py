@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import BananagramsError
 from ..storage.sample_tar import Sample, SampleError, read_folder, read_samples
 from ..storage.store import Store
-from ..vision.images import RGB, SUFFIXES, PictureError, decode, encode_jpeg, encode_png_mask
+from ..vision.images import RGB, SUFFIXES, ImageError, decode, encode_jpeg, encode_png_mask
 from ..vision.overlay import tinted
 from .predict import Predictor, Probability, encode_soft, from_square, predict_squares, to_square
 
@@ -31,7 +32,7 @@ COLUMNS = ("photo", "instruction", "status", "reason", "width", "height", "area"
 THREADS = 4
 
 
-class InputError(ValueError):
+class InputError(BananagramsError, ValueError):
     """A source that cannot be read at all; the message names it and what is expected."""
 
 
@@ -89,7 +90,7 @@ def list_items(sources: Sequence[Path], instruction: str | None) -> Iterator[Ite
         elif source.suffix.lower() in TABLES:
             found = _of_table(source)
         elif source.is_file():
-            found = iter([_of_picture(source, source.stem, instruction)])
+            found = iter([_of_image(source, source.stem, instruction)])
         else:
             raise InputError(f"{source}: no such file or folder")
         yield from found
@@ -115,23 +116,21 @@ def predict_all(
         table = csv.writer(text)
         table.writerow(COLUMNS)
         while group := [_named(item, taken) for item in islice(waiting, batch_size)]:
-            pictures = list(pool.map(lambda item: _read(predictor, item, max_pixels), group))
-            good = [number for number, found in enumerate(pictures) if not isinstance(found, Row)]
+            images = list(pool.map(lambda item: _read(predictor, item, max_pixels), group))
+            good = [number for number, found in enumerate(images) if not isinstance(found, Row)]
             planes: dict[int, Probability] = {}
             if good:
-                squares = [pictures[number][0] for number in good]  # type: ignore[index]
+                squares = [images[number][0] for number in good]  # type: ignore[index]
                 found = predict_squares(predictor, squares, [group[number].instruction for number in good])
                 planes = dict(zip(good, found, strict=True))
 
             def finish(
-                number: int, group: list[Item] = group, pictures: Any = pictures, planes: Any = planes
+                number: int, group: list[Item] = group, images: Any = images, planes: Any = planes
             ) -> Row:
                 if number not in planes:
-                    row: Row = pictures[number]
+                    row: Row = images[number]
                     return row
-                return _write(
-                    predictor, group[number], planes[number], pictures[number][1], output, max_pixels
-                )
+                return _write(predictor, group[number], planes[number], images[number][1], output, max_pixels)
 
             for row in pool.map(finish, range(len(group))):
                 table.writerow(
@@ -145,7 +144,7 @@ def predict_all(
     return failed
 
 
-def _of_picture(path: Path, name: str, instruction: str | None) -> Item:
+def _of_image(path: Path, name: str, instruction: str | None) -> Item:
     if not instruction:
         raise InputError(f"{path}: a photograph needs an instruction, as the last argument")
     return Item(name, str(path), instruction, path.read_bytes)
@@ -156,7 +155,7 @@ def _of_folder(folder: Path, instruction: str | None) -> Iterator[Item]:
     if not files:
         raise InputError(f"{folder}: holds no pictures ({', '.join(SUFFIXES)})")
     for path in files:
-        yield _of_picture(path, str(path.relative_to(folder).with_suffix("")), instruction)
+        yield _of_image(path, str(path.relative_to(folder).with_suffix("")), instruction)
 
 
 def _of_shard(path: Path) -> Iterator[Item]:
@@ -168,11 +167,9 @@ def _of_samples(source: Path, samples: Iterator[Sample]) -> Iterator[Item]:
     try:
         for sample in samples:
             where = f"{source}:{sample.key}"
-            picture, text = sample.part("input"), sample.part("text")
-            fault = "" if picture is not None and text is not None else "it has no input or no text"
-            yield Item(
-                sample.key, where, (text or b"").decode(errors="replace"), _bytes(picture or b""), fault
-            )
+            image, text = sample.part("input"), sample.part("text")
+            fault = "" if image is not None and text is not None else "it has no input or no text"
+            yield Item(sample.key, where, (text or b"").decode(errors="replace"), _bytes(image or b""), fault)
     except SampleError as error:
         yield Item(source.stem, str(source), "", _bytes(b""), str(error))
 
@@ -230,10 +227,10 @@ def _read(predictor: Predictor, item: Item, max_pixels: int) -> tuple[RGB, tuple
     if item.fault:
         return Row(item, "failed", item.fault)
     try:
-        picture = decode(item.read(), max_pixels)
-    except (PictureError, OSError) as error:
+        image = decode(item.read(), max_pixels)
+    except (ImageError, OSError) as error:
         return Row(item, "failed", getattr(error, "strerror", None) or str(error))
-    return to_square(predictor, picture), (picture.shape[0], picture.shape[1])
+    return to_square(predictor, image), (image.shape[0], image.shape[1])
 
 
 def _write(
@@ -253,6 +250,6 @@ def _write(
     )
     if output.overlays is not None:
         # Read anew: holding a batch of photographs at full size would cost more than decoding one twice.
-        picture = decode(item.read(), max_pixels)
-        output.overlays.write(f"{item.name}.overlay.jpg", encode_jpeg(tinted(picture, mask, max(size)), 90))
+        image = decode(item.read(), max_pixels)
+        output.overlays.write(f"{item.name}.overlay.jpg", encode_jpeg(tinted(image, mask, max(size)), 90))
     return Row(item, "ok", "", size[1], size[0], float(mask.mean()), name)

@@ -17,7 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..storage.store import LocalStore, Store, StoreError
+from ..errors import BananagramsError
+from ..storage.local import LocalStore
+from ..storage.store import Store, StoreError
 from .network import MaskNet
 from .optimizer import Average
 from .text import TextTower
@@ -28,7 +30,7 @@ FILES = (MODEL, OPTIMIZER, AVERAGE)
 STATE = "state.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(BananagramsError, RuntimeError):
     """A checkpoint that cannot be used; the message names it and says why."""
 
 

@@ -28,9 +28,7 @@ class Scored:
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any]) -> Scored:
-        samples = {
-            key: (str(photograph), float(iou)) for key, (photograph, iou) in content["samples"].items()
-        }
+        samples = {key: (str(photo), float(iou)) for key, (photo, iou) in content["samples"].items()}
         return cls(content["split"], content["dataset"], samples)
 
     def mean(self) -> float:
@@ -44,7 +42,7 @@ class Gain:
     mean: float
     low: float
     high: float
-    photographs: int
+    photos: int
 
 
 def score_samples(predictor: Predictor, split: Split) -> Scored:
@@ -55,15 +53,13 @@ def score_samples(predictor: Predictor, split: Split) -> Scored:
     found: dict[str, tuple[str, float]] = {}
     for start in range(0, len(split), BATCH):
         samples = [split[index] for index in range(start, min(start + BATCH, len(split)))]
-        masks = predict(
-            predictor, [sample.picture for sample in samples], [sample.text for sample in samples]
-        )
+        masks = predict(predictor, [sample.image for sample in samples], [sample.text for sample in samples])
         for sample, mask in zip(samples, masks, strict=True):
             counts = metrics.count(
                 mask >= predictor.threshold, sample.mask.astype(bool), sample.known.astype(bool)
             )
-            photograph = str(sample.meta.get("source_id") or sample.key)
-            found[sample.key] = photograph, float(metrics.ious(np.array([counts], np.int64))[0])
+            photo = str(sample.meta.get("source_id") or sample.key)
+            found[sample.key] = photo, float(metrics.ious(np.array([counts], np.int64))[0])
     return Scored(split.name, split.digest, found)
 
 
@@ -80,8 +76,8 @@ def paired_gain(challenger: Scored, champion: Scored) -> Gain:
     if challenger.dataset != champion.dataset or challenger.samples.keys() != champion.samples.keys():
         raise ValueError("the two models were scored on different samples")
     keys = sorted(challenger.samples)
-    photographs = [challenger.samples[key][0] for key in keys]
+    photos = [challenger.samples[key][0] for key in keys]
     gains = np.array([challenger.samples[key][1] - champion.samples[key][1] for key in keys])
-    distinct = len(set(photographs))
-    low, high = metrics.mean_interval(gains, photographs) if distinct > 1 else (-1.0, 1.0)
+    distinct = len(set(photos))
+    low, high = metrics.mean_interval(gains, photos) if distinct > 1 else (-1.0, 1.0)
     return Gain(float(gains.mean()), low, high, distinct)

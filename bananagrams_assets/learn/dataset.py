@@ -42,7 +42,7 @@ class Sample:
     """A sample as stored: picture uint8 RGB (H, W, 3); mask and known uint8 0/1 (H, W)."""
 
     key: str
-    picture: Plane
+    image: Plane
     mask: Plane
     known: Plane
     text: str
@@ -58,7 +58,7 @@ class Batch:
 
     keys: list[str]
     texts: list[str]
-    pictures: Tensor
+    images: Tensor
     mask: Tensor
     known: Tensor
     weights: Tensor
@@ -68,7 +68,7 @@ class Batch:
         return Batch(
             self.keys,
             self.texts,
-            self.pictures.to(device, non_blocking=True, memory_format=torch.channels_last),
+            self.images.to(device, non_blocking=True, memory_format=torch.channels_last),
             self.mask.to(device, non_blocking=True),
             self.known.to(device, non_blocking=True),
             self.weights.to(device, non_blocking=True),
@@ -77,14 +77,14 @@ class Batch:
     def parts(self, count: int) -> Iterator[Batch]:
         """The batch in `count` parts of equal size."""
         size = len(self.keys) // count
-        planes = (self.pictures, self.mask, self.known, self.weights)
+        planes = (self.images, self.mask, self.known, self.weights)
         for start in range(0, size * count, size):
             part = slice(start, start + size)
             yield Batch(self.keys[part], self.texts[part], *(plane[part] for plane in planes))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; DataLoader calls this."""
-        planes = (plane.pin_memory() for plane in (self.pictures, self.mask, self.known, self.weights))
+        planes = (plane.pin_memory() for plane in (self.images, self.mask, self.known, self.weights))
         return Batch(self.keys, self.texts, *planes)
 
 
@@ -167,16 +167,16 @@ class TrainingSet(Dataset[Item]):
 
     def __getitem__(self, address: tuple[int, int]) -> Item:
         epoch, index = address
-        key, text, picture, mask, known, weight = self._stored(index)
+        key, text, image, mask, known, weight = self._stored(index)
         if self.settings is not None:
             rng = np.random.default_rng([self.seed, epoch, index])
-            picture, mask, known, text = augment(picture, mask, known, text, self.settings, rng)
+            image, mask, known, text = augment(image, mask, known, text, self.settings, rng)
         square = (self.side_px, self.side_px)
         if mask.shape != square:
-            picture, mask, known = (
-                resize(picture, square), resize(mask, square), to_square(known, self.side_px)
+            image, mask, known = (
+                resize(image, square), resize(mask, square), to_square(known, self.side_px)
             )  # fmt: skip
-        return key, text, picture, mask, known, weight
+        return key, text, image, mask, known, weight
 
     def _stored(self, index: int) -> Item:
         if self._cache is not None and index in self._cache:
@@ -184,9 +184,9 @@ class TrainingSet(Dataset[Item]):
         sample = self.split[index]
         # Not cut at one half: thin letters would be lost at a small side, and an edge placed less exactly.
         mask = resize(sample.mask * np.uint8(255), (self._stored_px, self._stored_px))
-        picture, known = (to_square(plane, self._stored_px) for plane in (sample.picture, sample.known))
+        image, known = (to_square(plane, self._stored_px) for plane in (sample.image, sample.known))
         weight = self.weigh(sample.meta) if self.weigh else 1.0
-        stored = sample.key, sample.text, picture, mask, known, weight
+        stored = sample.key, sample.text, image, mask, known, weight
         if self._cache is not None:
             self._cache[index] = stored
         return stored
@@ -205,17 +205,17 @@ def open_split(store: Store, name: str) -> Iterator[Split]:
 def decode_sample(where: str, key: str, parts: Mapping[str, bytes]) -> Sample:
     """A sample of its files; `where` names it in messages. Raises DatasetError if they cannot be read."""
     try:
-        picture = decode(parts["input.jpg"], MAX_PIXELS)
+        image = decode(parts["input.jpg"], MAX_PIXELS)
         mask = decode_mask(parts["mask.png"]).astype(np.uint8)
         text, meta = parts["text.txt"].decode(), json.loads(parts["meta.json"])
         known = draw_polygon(meta["overlap"], mask.shape)
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{where}: cannot be read: {error}; rebuild the shard") from error
-    if mask.shape != picture.shape[:2]:
+    if mask.shape != image.shape[:2]:
         raise DatasetError(
-            f"{where}: mask {mask.shape} and picture {picture.shape[:2]} differ in size; rebuild the shard"
+            f"{where}: mask {mask.shape} and picture {image.shape[:2]} differ in size; rebuild the shard"
         )
-    return Sample(key, picture, mask, known, text, meta)
+    return Sample(key, image, mask, known, text, meta)
 
 
 def addresses(samples: int, batch: int, seed: int, step: int, rank: int, world: int) -> list[tuple[int, int]]:
@@ -260,11 +260,11 @@ def loader(
 
 def collate(samples: Sequence[Item]) -> Batch:
     """Stack samples of one size."""
-    keys, texts, pictures, masks, known, weights = zip(*samples, strict=True)
+    keys, texts, images, masks, known, weights = zip(*samples, strict=True)
     return Batch(
         list(keys),
         list(texts),
-        torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2),
+        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
         torch.from_numpy(np.stack(masks))[:, None],
         torch.from_numpy(np.stack(known))[:, None],
         torch.tensor(weights, dtype=torch.float32),

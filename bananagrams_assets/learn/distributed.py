@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Profile
+from ..errors import BananagramsError
 from ..profiles import validate
 from . import launch
 
@@ -28,11 +29,11 @@ _MALLOPT = {-1: 2**31 - 1, -2: 64 * 2**20, -3: 32 * 2**20}
 """M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h, in bytes; the last as high as it may be."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(BananagramsError, RuntimeError):
     """A training that cannot start or go on; the message says why and what to do."""
 
 
-class Stopped(RuntimeError):
+class Stopped(BananagramsError, RuntimeError):
     """The process was asked to end by a signal, and did after writing a checkpoint."""
 
     def __init__(self, number: int, step: int, total: int, where: str) -> None:

@@ -78,7 +78,7 @@ def best_threshold(predictor: Predictor, split: Split) -> float:
     """The threshold with the highest mean IoU on an open split, which should not be test."""
     rows = []
     for samples in _chunks(split):
-        masks = predict(predictor, [s.picture for s in samples], [s.text for s in samples])
+        masks = predict(predictor, [s.image for s in samples], [s.text for s in samples])
         for sample, probability in zip(samples, masks, strict=True):
             histogram = metrics.level_histogram(probability, *_planes(sample))
             rows.append(metrics.counts_by_threshold(histogram))
@@ -102,13 +102,13 @@ class _Rows:
 
     def add(self, predictor: Predictor, split: Split, samples: Sequence[Sample], mean: Mask) -> None:
         start = len(self.sources)
-        pictures = [sample.picture for sample in samples]
+        images = [sample.image for sample in samples]
         words = {
             "model": [sample.text for sample in samples],
             "shuffled": [split.text(int(self.others[start + i])) for i in range(len(samples))],
             "blind": [""] * len(samples),
         }
-        masks = {name: predict(predictor, pictures, texts) for name, texts in words.items()}
+        masks = {name: predict(predictor, images, texts) for name, texts in words.items()}
         for i, sample in enumerate(samples):
             truth, known = _planes(sample)
             predicted = {name: masks[name][i] >= predictor.threshold for name in words}
@@ -155,7 +155,7 @@ class DevScorer:
                 torch.no_grad(),
                 torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
             ):
-                predicted = (net(batch.to(device).pictures, batch.texts)[:, 0] > 0).cpu().numpy()
+                predicted = (net(batch.to(device).images, batch.texts)[:, 0] > 0).cpu().numpy()
             truth, known = batch.mask[:, 0].numpy() >= 128, batch.known[:, 0].numpy() > 0
             counts += [metrics.count(*planes) for planes in zip(predicted, truth, known, strict=True)]
         net.train()

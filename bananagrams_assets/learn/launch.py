@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..config import Profile, digest_of
+from ..errors import BananagramsError
 from ..profiles import TRACKING_VARIABLE
-from ..stages.stage import STAGES, WHOLE, upstream_versions
-from ..storage.store import MissingObject, Store, open_store
+from ..stages.stage import STAGES, UNPARTITIONED, upstream_versions
+from ..storage.open_store import open_store
+from ..storage.store import MissingObject, Store
 
 if TYPE_CHECKING:
     from dagster_pipes import PipesContext
@@ -34,7 +36,7 @@ UNFINISHED = f"{OUTPUT}/unfinished.json"
 """Which training began and did not end; whoever trains on the same goes on with it."""
 
 
-class LaunchError(RuntimeError):
+class LaunchError(BananagramsError, RuntimeError):
     """A training that could not be started where the profile says, or that left no sign of having run."""
 
 
@@ -175,7 +177,7 @@ def open_pipes() -> AbstractContextManager[PipesContext]:
 def inputs_digest(store: Store, profile: Profile) -> str:
     """16 hex digits over dataset, settings and code: two trainings that share them end alike."""
     stage = STAGES["mask_model"]
-    upstream = upstream_versions(store, profile, "mask_model", WHOLE)
+    upstream = upstream_versions(store, profile, "mask_model", UNPARTITIONED)
     return digest_of([stage.version, stage.settings(profile), upstream])
 
 

@@ -54,13 +54,13 @@ class MaskNet(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
 
-    def forward(self, pictures: Tensor, instructions: Sequence[str]) -> Tensor:
+    def forward(self, images: Tensor, instructions: Sequence[str]) -> Tensor:
         """Pictures uint8 (B, 3, H, W) of any H and W, and B instructions → logits float32 (B, 1, H, W)."""
-        height, width = pictures.shape[-2:]
-        x = (pictures.float() - self.mean) / self.std
+        height, width = images.shape[-2:]
+        x = (images.float() - self.mean) / self.std
         x = functional.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
         x = torch.cat([x, coordinates(x, height, width)], 1)
-        if pictures.is_contiguous(memory_format=torch.channels_last):
+        if images.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         words, mask, pooled = self.words(*self.text(instructions))
         stem, features = self.image(x)

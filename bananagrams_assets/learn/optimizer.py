@@ -52,7 +52,7 @@ def make_optimizer(net: MaskNet, settings: TrainSettings) -> torch.optim.Optimiz
     return kind(options, lr=settings.learning_rate, betas=betas, fused=True)
 
 
-def autocast_precision(settings: TrainSettings, device: torch.device, say: Callable[[str], None]) -> str:
+def autocast_precision(settings: TrainSettings, device: torch.device, log: Callable[[str], None]) -> str:
     """The profile's precision, or float32 where bfloat16 would only be emulated, and slower."""
     if settings.precision == "bfloat16":
         capabilities = torch.cpu.get_capabilities()
@@ -62,7 +62,7 @@ def autocast_precision(settings: TrainSettings, device: torch.device, say: Calla
             else capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
         )
         if not native:
-            say("this device has no bfloat16 arithmetic: training in float32")
+            log("this device has no bfloat16 arithmetic: training in float32")
             return "float32"
     return settings.precision
 

@@ -16,7 +16,9 @@ import torch
 
 from ..config import Profile
 from ..profiles import default_store, load_profile, validate
-from ..storage.store import LocalStore, Store, StoreError, open_store
+from ..storage.local import LocalStore
+from ..storage.open_store import open_store
+from ..storage.store import Store, StoreError
 from ..vision.images import RGB, decode, resize
 from . import checkpoint
 from .launch import default_tracking_uri
@@ -112,23 +114,23 @@ def make_predictor(
 
 
 def predict(
-    predictor: Predictor, pictures: Sequence[RGB], instructions: Sequence[str], batch_size: int = 16
+    predictor: Predictor, images: Sequence[RGB], instructions: Sequence[str], batch_size: int = 16
 ) -> list[Probability]:
     """Probability 0..1 that the instruction changes each pixel, float32 (H, W), for each RGB (H, W, 3).
 
     A picture is stretched to the square that the network was trained on, and its mask is stretched back.
     """
-    if len(pictures) != len(instructions):
-        raise ValueError(f"{len(pictures)} pictures and {len(instructions)} instructions: one each is needed")
+    if len(images) != len(instructions):
+        raise ValueError(f"{len(images)} pictures and {len(instructions)} instructions: one each is needed")
     masks: list[Probability] = []
-    for start in range(0, len(pictures), batch_size):
-        group = pictures[start : start + batch_size]
+    for start in range(0, len(images), batch_size):
+        group = images[start : start + batch_size]
         planes = predict_squares(
             predictor,
-            [to_square(predictor, picture) for picture in group],
+            [to_square(predictor, image) for image in group],
             instructions[start : start + batch_size],
         )
-        masks += [from_square(plane, picture.shape[:2]) for picture, plane in zip(group, planes, strict=True)]
+        masks += [from_square(plane, image.shape[:2]) for image, plane in zip(group, planes, strict=True)]
     return masks
 
 
@@ -137,9 +139,9 @@ def predict_file(predictor: Predictor, photo: str | Path, instruction: str) -> P
     return predict(predictor, [decode(Path(photo).read_bytes(), MAX_PIXELS)], [instruction])[0]
 
 
-def to_square(predictor: Predictor, picture: RGB) -> RGB:
+def to_square(predictor: Predictor, image: RGB) -> RGB:
     """The picture (H, W, 3) at the network's size (S, S, 3)."""
-    return resize(picture, (predictor.side_px, predictor.side_px))
+    return resize(image, (predictor.side_px, predictor.side_px))
 
 
 def predict_squares(

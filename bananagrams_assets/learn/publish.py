@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from ..config import ConfigError, Profile
+from ..progress import Log
 from ..storage import paths
 from ..storage.store import Store
 from ..vision.images import encode_jpeg, fit
@@ -26,8 +27,6 @@ from .evaluate import best_threshold, score
 from .network import MaskNet
 from .predict import CARD, DESCRIPTION, WEIGHTS, Predictor, make_predictor
 
-Say = Callable[[str], None]
-
 
 def publish(
     job: Job,
@@ -36,8 +35,8 @@ def publish(
     train_split: Split,
     dev_split: Split,
     facts: Mapping[str, Any],
-    log: registry.RunLog,
-    say: Say,
+    run_log: registry.RunLog,
+    log: Log,
 ) -> dict[str, Any]:
     """Score the trained network, write it to the store and register it; returns model.json's content."""
     profile = job.profile
@@ -51,18 +50,18 @@ def publish(
         with open_split(store, "test") as test_split:
             scores["test"] = score(predictor, test_split, mean)
             digests["test"] = test_split.digest
-            log.dataset(test_split, store.describe(paths.index_json("test")), "testing")
+            run_log.dataset(test_split, store.describe(paths.index_json("test")), "testing")
     except DatasetError as error:
-        say(f"not scored on test: {error}")
+        log(f"not scored on test: {error}")
     for split, found in scores.items():
         figures = {f"{split}_{key}": value for key, value in found["model"].items()}
         figures[f"{split}_shuffled_iou"] = found["shuffled"]
         figures[f"{split}_blind_iou"] = found["blind"]
         figures.update({f"{split}_{key}_mask_iou": value for key, value in found["baselines"].items()})
-        log.metrics(figures, facts["steps"])
+        run_log.metrics(figures, facts["steps"])
         baselines = ", ".join(f"{key} {value:.3f}" for key, value in found["baselines"].items())
         low, high = found["intervals"]["mean_iou"]
-        say(
+        log(
             f"{split}: mean IoU {found['model']['mean_iou']:.3f} (95% interval {low:.3f} to {high:.3f}), "
             f"overall {found['model']['overall_iou']:.3f} at threshold {threshold:g}; trivial masks "
             f"{baselines}; shuffled instructions {found['shuffled']:.3f}, none {found['blind']:.3f}"
@@ -89,17 +88,17 @@ def publish(
     }
     counts = {split: json.loads(store.read(paths.index_json(split))) for split in digests}
     card = report.card(profile, content, counts)
-    log.file("metrics.json", json.dumps(scores, indent=1).encode())
-    log.file("card.md", card.encode())
-    log.file("dev_predictions.png", report.encode_png(report.overlay_sheet(predictor, dev_split)))
-    log_checkpoint(store, job, log)
+    run_log.file("metrics.json", json.dumps(scores, indent=1).encode())
+    run_log.file("card.md", card.encode())
+    run_log.file("dev_predictions.png", report.encode_png(report.overlay_sheet(predictor, dev_split)))
+    log_checkpoint(store, job, run_log)
     tags = {
         **job.tags,
         "dev_iou": repr(summary["dev_iou"]),
         "baseline_iou": repr(max(dev["baselines"].values())),
         "shuffled_iou": repr(summary["shuffled_iou"]),
         **{f"dataset_{split}": digest for split, digest in digests.items()},
-        **compare_with_champion(job, store, predictor, dev_split, log, say),
+        **compare_with_champion(job, store, predictor, dev_split, run_log, log),
     }
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as name:
         folder = Path(name)
@@ -107,17 +106,17 @@ def publish(
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
         sample = dev_split[0]
-        example = encode_jpeg(fit(sample.picture, side_px), 90), sample.text
+        example = encode_jpeg(fit(sample.image, side_px), 90), sample.text
         version = registry.register(job.tracking_uri, profile, job.mlflow_run_id, folder, example, tags, card)
     content["version"] = version
     store.write(f"{job.output}/{WEIGHTS}", weights)
     store.write(f"{job.output}/{DESCRIPTION}", json.dumps(content, indent=1).encode())
-    say(f"registered as {profile.mlflow.registered_model} version {version}, alias {registry.CHALLENGER}")
+    log(f"registered as {profile.mlflow.registered_model} version {version}, alias {registry.CHALLENGER}")
     return content
 
 
 def compare_with_champion(
-    job: Job, store: Store, predictor: Predictor, dev_split: Split, log: registry.RunLog, say: Say
+    job: Job, store: Store, predictor: Predictor, dev_split: Split, run_log: registry.RunLog, log: Log
 ) -> dict[str, str]:
     """Log each sample's IoU of this model and of today's champion, for `registry.promote` to compare.
 
@@ -125,14 +124,16 @@ def compare_with_champion(
     """
     try:
         with open_split(store, "test") as test_split:
-            return _compare(job, test_split, predictor, log, say)
+            return _compare(job, test_split, predictor, run_log, log)
     except DatasetError:
-        return _compare(job, dev_split, predictor, log, say)
+        return _compare(job, dev_split, predictor, run_log, log)
 
 
-def _compare(job: Job, split: Split, predictor: Predictor, log: registry.RunLog, say: Say) -> dict[str, str]:
+def _compare(
+    job: Job, split: Split, predictor: Predictor, run_log: registry.RunLog, log: Log
+) -> dict[str, str]:
     own = score_samples(predictor, split)
-    log.file(registry.SAMPLES, json.dumps(own.as_json()).encode())
+    run_log.file(registry.SAMPLES, json.dumps(own.as_json()).encode())
     version = registry.find(job.tracking_uri, job.profile, registry.CHAMPION)
     if version is None:
         return {}
@@ -141,22 +142,22 @@ def _compare(job: Job, split: Split, predictor: Predictor, log: registry.RunLog,
         try:
             champion = registry.load(job.tracking_uri, job.profile, version)
         except (registry.RegistryError, checkpoint.CheckpointError, ConfigError, OSError) as error:
-            say(f"the champion, version {version}, cannot be scored on {split.name}: {error}")
+            log(f"the champion, version {version}, cannot be scored on {split.name}: {error}")
             return {}
         known = score_samples(champion, split)
-        log.file(registry.CHAMPION_SAMPLES, json.dumps(known.as_json()).encode())
-    say(f"the champion, version {version}, has {split.name} mean IoU {known.mean():.3f} on these samples")
+        run_log.file(registry.CHAMPION_SAMPLES, json.dumps(known.as_json()).encode())
+    log(f"the champion, version {version}, has {split.name} mean IoU {known.mean():.3f} on these samples")
     return {"champion_version": version}
 
 
-def log_checkpoint(store: Store, job: Job, log: registry.RunLog) -> None:
+def log_checkpoint(store: Store, job: Job, run_log: registry.RunLog) -> None:
     """Copy the last checkpoint to the run, where `bananagrams train --resume` can be pointed to it later."""
     if name := launch.last_checkpoint(store, job.mlflow_run_id):
         for file in store.list(f"{name}/"):
             with store.local_path(file) as path, tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
                 copy = Path(folder) / file.rpartition("/")[2]
                 shutil.copyfile(path, copy)
-                log.copy(copy, f"checkpoint/{name.rpartition('/')[2]}")
+                run_log.copy(copy, f"checkpoint/{name.rpartition('/')[2]}")
 
 
 def sections(profile: Profile) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from bananagrams_assets.learn.predict import MAX_PIXELS, encode_soft, load_predictor, predict
-from bananagrams_assets.vision.images import RGB, PictureError, decode, encode_png_mask
+from bananagrams_assets.vision.images import RGB, ImageError, decode, encode_png_mask
 
 
 class MaskModel(PythonModel):
@@ -36,18 +36,18 @@ class MaskModel(PythonModel):
         threshold = params.get("threshold")
         if threshold is None:
             threshold = self._predictor.threshold
-        pictures = [_picture(row, bytes(data)) for row, data in enumerate(model_input["image"])]
-        found = predict(self._predictor, pictures, [str(text) for text in model_input["instruction"]])
+        images = [_image(row, bytes(data)) for row, data in enumerate(model_input["image"])]
+        found = predict(self._predictor, images, [str(text) for text in model_input["instruction"]])
         if params.get("soft"):
             return pd.DataFrame({"mask": [encode_soft(probability) for probability in found]})
         masks = [encode_png_mask(probability >= threshold, one_bit=False) for probability in found]
         return pd.DataFrame({"mask": masks})
 
 
-def _picture(row: int, data: bytes) -> RGB:
+def _image(row: int, data: bytes) -> RGB:
     try:
         return decode(data, MAX_PIXELS)
-    except PictureError as error:
+    except ImageError as error:
         raise MlflowException.invalid_parameter_value(f"row {row}: image: {error}") from None
 
 

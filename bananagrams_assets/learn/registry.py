@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 from .. import __version__
 from ..config import Profile, flatten
+from ..errors import BananagramsError
 from ..profiles import TRACKING_VARIABLE
 from .comparison import Gain, Scored, paired_gain
 
@@ -46,7 +47,7 @@ REQUIREMENTS = (
 """What the logged package needs to predict; pinned to what trained it."""
 
 
-class RegistryError(RuntimeError):
+class RegistryError(BananagramsError, RuntimeError):
     """A model version or alias that is not there, or a tracking server that cannot be used."""
 
 
@@ -210,7 +211,7 @@ class RunLog:
             print(f"MLflow cannot be reached, {len(self._waiting)} figures wait: {error}", flush=True)
             self._next_flush = time.monotonic() + 6 * FLUSH_S
 
-    def picture(self, name: str, rgb: Any, step: int) -> None:
+    def image(self, name: str, rgb: Any, step: int) -> None:
         """A picture, uint8 (H, W, 3), at a step: the run's page shows a name's pictures along the steps."""
         self._client.log_image(self._run_id, rgb, key=name, step=step)
 
@@ -436,7 +437,7 @@ def _decide(
     gain = paired_gain(own, rival)
     figures = (
         f"{own.split} mean IoU {own.mean():.3f}, version {before} {rival.mean():.3f}: gain {gain.mean:+.3f}, "
-        f"95% interval {gain.low:+.3f} to {gain.high:+.3f} over {gain.photographs} photographs"
+        f"95% interval {gain.low:+.3f} to {gain.high:+.3f} over {gain.photos} photographs"
     )
     if gain.low > 0:
         return True, f"{figures}; {over_trivial}", gain

@@ -25,7 +25,7 @@ def overlay_sheet(predictor: Predictor, split: Split, most: int = SAMPLES) -> RG
     """Up to `most` samples spread over the split, a row each: photograph, truth, prediction; (H, W, 3)."""
     chosen = np.linspace(0, len(split) - 1, min(most, len(split))).astype(int)
     samples: list[Sample] = [split[int(index)] for index in chosen]
-    masks = predict(predictor, [sample.picture for sample in samples], [sample.text for sample in samples])
+    masks = predict(predictor, [sample.image for sample in samples], [sample.text for sample in samples])
     threshold = predictor.threshold
     return np.concatenate(
         [_row(sample, mask, threshold) for sample, mask in zip(samples, masks, strict=True)]
@@ -107,9 +107,9 @@ def _row(
     predicted, truth, known = probability >= threshold, sample.mask.astype(bool), sample.known.astype(bool)
     iou = float(ious(np.array([count(predicted, truth, known)]))[0])
     tiles = [
-        _tile(sample.picture),
-        _tile(_tint(_tint(sample.picture, ~known, _UNKNOWN), truth, _TRUTH)),
-        _tile(_tint(sample.picture, predicted, _PREDICTED)),
+        _tile(sample.image),
+        _tile(_tint(_tint(sample.image, ~known, _UNKNOWN), truth, _TRUTH)),
+        _tile(_tint(sample.image, predicted, _PREDICTED)),
     ]
     strip = np.concatenate(tiles, 1)
     caption = np.full((22, strip.shape[1], 3), 255, np.uint8)
@@ -119,15 +119,15 @@ def _row(
     return np.concatenate([caption, strip])
 
 
-def _tint(picture: RGB, where: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], color: Sequence[int]) -> RGB:
-    tinted = picture.copy()
-    tinted[where] = (picture[where] * 0.45 + np.array(color) * 0.55).astype(np.uint8)
+def _tint(image: RGB, where: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], color: Sequence[int]) -> RGB:
+    tinted = image.copy()
+    tinted[where] = (image[where] * 0.45 + np.array(color) * 0.55).astype(np.uint8)
     return tinted
 
 
-def _tile(picture: RGB) -> RGB:
+def _tile(image: RGB) -> RGB:
     """The picture in the middle of a white square."""
-    small = fit(picture, TILE_PX)
+    small = fit(image, TILE_PX)
     if max(small.shape[:2]) < TILE_PX:
         scale = TILE_PX / max(small.shape[:2])
         small = resize(small, (round(small.shape[1] * scale), round(small.shape[0] * scale)))

@@ -14,8 +14,9 @@ import webdataset
 
 from ..dataset.split_reader import DatasetError, damaged, read_index, read_rows
 from ..stages.shards import PARTS
+from ..storage.open_store import open_store
 from ..storage.sample_tar import SampleError, read_samples
-from ..storage.store import Store, open_store
+from ..storage.store import Store
 from .dataset import decode_sample
 
 

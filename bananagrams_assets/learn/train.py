@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainSettings
+from ..progress import Log
 from ..storage import paths
-from ..storage.store import StoreError, open_store
+from ..storage.open_store import open_store
+from ..storage.store import StoreError
 from . import checkpoint, launch, registry, report
 from .dataset import Batch, Split, Steps, TrainingSet, loader, open_split
 from .distributed import (
@@ -46,12 +48,11 @@ from .optimizer import Average, autocast_precision, compiles, make_optimizer, ra
 from .predict import make_predictor
 from .publish import publish, sections
 
-Say = Callable[[str], None]
 PICTURES = 20
 """Sheets of dev predictions that a training logs at most."""
 
 
-def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
+def train(job: Job, place: Place, log: Log) -> dict[str, Any] | None:
     """Run the job. On rank 0 returns what was written to model.json, elsewhere None.
 
     Raises DatasetError, WeightsError, CheckpointError, TrainingError and, after SIGTERM or SIGINT, Stopped.
@@ -90,20 +91,20 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
                     f"{job.resume} has had all its {total} steps: raise train.epochs or train.max_steps"
                 )
             for note in differences(state, job, place, train_split.digest):
-                say(f"note: not bit-equal to a run without interruption: {note}")
+                log(f"note: not bit-equal to a run without interruption: {note}")
         if compiles(settings, place.device):
             for part in (net.image, net.fusion, net.decoder):
                 part.compile()
         model = parallel(net, place)
-        precision = autocast_precision(settings, place.device, say)
-        log: registry.RunLog | None = None
+        precision = autocast_precision(settings, place.device, log)
+        run_log: registry.RunLog | None = None
         if place.rank == 0:
-            log = stack.enter_context(registry.RunLog(job.tracking_uri, job.mlflow_run_id))
-            log.settings(job.profile, {"dataset": train_split.digest, "devices": place.world})
+            run_log = stack.enter_context(registry.RunLog(job.tracking_uri, job.mlflow_run_id))
+            run_log.settings(job.profile, {"dataset": train_split.digest, "devices": place.world})
             for split, use in ((train_split, "training"), (dev_split, "validation")):
-                log.dataset(split, store.describe(paths.index_json(split.name)), use)
+                run_log.dataset(split, store.describe(paths.index_json(split.name)), use)
         parameters = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-        say(
+        log(
             f"{len(train_split)} training and {len(dev_split)} dev samples; {parameters / 1e6:.1f} M "
             f"parameters; {place.world} x {place.device.type}; steps {first} to {total}"
         )
@@ -112,19 +113,19 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
         losses: list[tuple[int, float]] = []
         dev_ious: list[tuple[int, float]] = []
         pending: tuple[Tensor, Batch] | None = None
-        pictured = 0
+        imaged = 0
         since, since_step = time.monotonic(), first
         loss_sum, loss_count = torch.zeros((), device=place.device), 0
 
         def save(step: int) -> str:
             where = f"{folder}/{name}-{step:06d}"
-            if log:  # first, so that there is no checkpoint whose figures are lost
-                log.flush()
+            if run_log:  # first, so that there is no checkpoint whose figures are lost
+                run_log.flush()
             facts = {"step": step, "best": best, "dataset": train_split.digest, "devices": place.world}
             content = {**facts, **sections(job.profile)}
             checkpoint.save(store, where, net, optimizer, content, average)
             checkpoint.prune(store, folder, name, settings.keep_checkpoints)
-            say(f"checkpoint {where}")
+            log(f"checkpoint {where}")
             return where
 
         steps = Steps(
@@ -148,7 +149,7 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
                 # Gradients travel between devices once a step, with its last part.
                 with nullcontext() if number == settings.accumulate else unsynchronised(model):
                     with torch.autocast(place.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                        logits = model(moved.pictures, moved.texts)
+                        logits = model(moved.images, moved.texts)
                     each = mask_loss(
                         logits, moved.mask / 255, moved.known, settings.bce_weight, settings.dice_weight
                     )
@@ -186,16 +187,16 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
                             if place.rank == 0:
                                 content = {**best, **sections(job.profile)}
                                 checkpoint.save(store, best_name, net, None, content)
-                        if log and (step * PICTURES // total > pictured or last):
-                            pictured = step * PICTURES // total
+                        if run_log and (step * PICTURES // total > imaged or last):
+                            imaged = step * PICTURES // total
                             sheet = report.overlay_sheet(make_predictor(net, settings.side_px), dev_split, 8)
-                            log.picture("dev_predictions", sheet, step)
+                            run_log.image("dev_predictions", sheet, step)
                     dev_ious.append((step, dev_iou))
                     numbers["dev_iou"] = dev_iou
                     line += f" dev mean IoU {dev_iou:.3f} ({dev.baseline_words})"
-                if log:
-                    log.metrics({**numbers, "learning_rate": settings.learning_rate * rate}, step)
-                say(f"{line} {speed:.2f} it/s")
+                if run_log:
+                    run_log.metrics({**numbers, "learning_rate": settings.learning_rate * rate}, step)
+                log(f"{line} {speed:.2f} it/s")
                 since, since_step = time.monotonic(), step
             if place.rank == 0 and stop():
                 where = save(step)
@@ -204,17 +205,17 @@ def train(job: Job, place: Place, say: Say) -> dict[str, Any] | None:
                 save(step)
         if place.rank:
             return None
-        assert log is not None
+        assert run_log is not None
         checkpoint.load(store, best_name, net)
         if best["step"] != total:
-            say(f"the weights of step {best['step']} are the best on dev")
-        log.file("curves.png", report.curves(losses, dev_ious, max(dev.baselines.values())))
+            log(f"the weights of step {best['step']} are the best on dev")
+        run_log.file("curves.png", report.curves(losses, dev_ious, max(dev.baselines.values())))
         facts = {
             "steps": total,
             "best_step": int(best["step"]),
             "seconds": round(time.monotonic() - started, 1),
         }
-        result = publish(job, store, net, train_split, dev_split, facts, log, say)
+        result = publish(job, store, net, train_split, dev_split, facts, run_log, log)
         checkpoint.remove_other_runs(store, folder, name)
         return result
 
@@ -321,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     piped = "DAGSTER_PIPES_CONTEXT" in os.environ and int(os.environ.get("RANK", 0)) == 0
     with launch.open_pipes() if piped else nullcontext() as pipes, join() as place:
 
-        def say(line: str) -> None:
+        def log(line: str) -> None:
             if place.rank == 0:
                 print(line, flush=True)
                 if pipes is not None:
@@ -331,13 +332,13 @@ def main(arguments: list[str] | None = None) -> int:
             pipes.report_custom_message({"started": job.mlflow_run_id})
         status = "FAILED"
         try:
-            result = train(job, place, say)
+            result = train(job, place, log)
             status = "FINISHED"
             if pipes is not None and result is not None:
                 pipes.report_custom_message({"finished": job.mlflow_run_id})
         except Stopped as error:
             status = "KILLED"
-            say(str(error))
+            log(str(error))
             return 128 + error.number
         except Exception as error:
             if not type(error).__module__.startswith("bananagrams_assets"):

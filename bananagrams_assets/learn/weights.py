@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import BananagramsError
 
-class WeightsError(RuntimeError):
+
+class WeightsError(BananagramsError, RuntimeError):
     """Weights that were asked for and cannot be had; the message names the choices."""
 
 

@@ -22,7 +22,7 @@ from ..config import SplitsSettings
 from .edit_types import EditType, edit_type
 
 if TYPE_CHECKING:
-    from .open_images import Photographs
+    from .open_images import Photos
 
 REQUIRED = ("text", "output_image", "edit_type", "summarized_text")
 LOCAL = "local:"
@@ -88,7 +88,7 @@ class Source:
     name: str
     folder: Path | None
     cdn_prefix: str
-    photographs: Photographs
+    photos: Photos
     credit: Callable[[str], str] = lambda url: ""
     """The credit line that the manifest's own list has for a photograph's URL, or ""."""
 
@@ -177,7 +177,7 @@ def assigning(splits: SplitsSettings) -> Assign:
 
 def _single(content: dict[str, Any], line: int, source: Source, assign_to: Assign) -> Record:
     text, output_image, kind_of_edit, summary = (_text(content, name) for name in REQUIRED)
-    before = _photograph(
+    before = _photo(
         source, content, "open_image_input_url", content.get("local_input_image") if source.folder else None
     )
     kind = "preference" if "rejected_images" in content else "sft"
@@ -186,21 +186,21 @@ def _single(content: dict[str, Any], line: int, source: Source, assign_to: Assig
 
 
 def _turns(content: dict[str, Any], line: int, source: Source, assign_to: Assign) -> list[Record | Reject]:
-    pictures = _chain(content)
+    images = _chain(content)
     prompts = content.get("metadata_edit_turn_prompts")
     if not isinstance(prompts, list):
         raise _LineError(f"metadata_edit_turn_prompts is {_lack(content, 'metadata_edit_turn_prompts')}")
-    if len(prompts) != len(pictures) - 1:
+    if len(prompts) != len(images) - 1:
         raise _LineError(
-            f"not one prompt a turn: {len(prompts)} metadata_edit_turn_prompts for {len(pictures) - 1} turns"
+            f"not one prompt a turn: {len(prompts)} metadata_edit_turn_prompts for {len(images) - 1} turns"
         )
-    first = pictures[0]
+    first = images[0]
     is_local = bool(source.folder) and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", first)
     local = content.get("local_input_image") if source.folder else None
-    before = _photograph(
+    before = _photo(
         source, {_FIRST: None if is_local else first}, _FIRST, local or (first if is_local else None)
     )
-    names = [_relative("url of an edited picture", name) for name in pictures[1:]]
+    names = [_relative("url of an edited picture", name) for name in images[1:]]
     found: list[Record | Reject] = []
     for turn, (name, prompt) in enumerate(zip(names, prompts, strict=True), start=1):
         try:
@@ -251,7 +251,7 @@ def _record(
     )  # fmt: skip
 
 
-def _photograph(source: Source, content: dict[str, Any], url_name: str, local_name: Any) -> _Input:
+def _photo(source: Source, content: dict[str, Any], url_name: str, local_name: Any) -> _Input:
     """The source photograph: its URL in `content`, the name of its file beside the manifest, or both."""
     has_local = local_name not in (None, "")
     has_url = content.get(url_name) not in (None, "")
@@ -263,8 +263,8 @@ def _photograph(source: Source, content: dict[str, Any], url_name: str, local_na
         # Where the file is not there the URL serves as well, unless it names a tile of a larger photograph.
         if not path and (not url or "#xywh=" in url):
             raise _LineError(f"local_input_image does not exist: {name!r} in {source.folder}")
-    known = source.photographs.known(url, name)
-    candidates = source.photographs.candidates(url, path, known)
+    known = source.photos.known(url, name)
+    candidates = source.photos.candidates(url, path, known)
     if not candidates:
         raise _LineError(f"no place in source.photos_from has the photograph: {(url or name)[:200]!r}")
     whole = url.partition("#")[0]

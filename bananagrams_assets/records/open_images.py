@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ..config import FetchSettings, SourceSettings
 from ..profiles import home_folder
-from ..storage.files import Say
+from ..progress import Log
 from .attribution import Credit, credit_line
 from .manifest_line import LOCAL, source_id
 from .sources import SourceError, latest
@@ -47,7 +47,7 @@ _FOUND = (
 )
 
 
-class Photograph(NamedTuple):
+class Photo(NamedTuple):
     """A photograph of Open Images.
 
     `rotation` says by how many degrees counter-clockwise (0, 90, 180, 270) the original and the mirror's
@@ -60,7 +60,7 @@ class Photograph(NamedTuple):
     attribution: str = ""
 
 
-class Photographs:
+class Photos:
     """Finds photographs by URL and says where each can be had, as `source.photos_from` orders it."""
 
     def __init__(self, source: SourceSettings, database: sqlite3.Connection | None = None) -> None:
@@ -71,11 +71,11 @@ class Photographs:
         prefixes = "|".join(re.escape(prefix) for prefix in (self._mirror.partition("://")[2], *_MIRRORS))
         self._mirrored = re.compile(rf"https?://(?:{prefixes})([0-9a-f]{{16}})\.jpg(?:[?#].*)?")
 
-    def known(self, url: str, local_name: str) -> Photograph | None:
+    def known(self, url: str, local_name: str) -> Photo | None:
         """The photograph that a record's URL, or the name of its local file, stands for."""
         mirrored = self._mirrored.fullmatch(url)
         if mirrored:
-            return self._by_image(mirrored[1]) or Photograph(mirrored[1])
+            return self._by_image(mirrored[1]) or Photo(mirrored[1])
         if self._database is None:
             return None
         found = self._find("url", _url_number(url)) if url else None
@@ -84,7 +84,7 @@ class Photographs:
         stem = local_name.rpartition("/")[2].removesuffix(".jpg")
         return self._by_image(stem) if re.fullmatch("[0-9a-f]{16}", stem) else None
 
-    def candidates(self, url: str, local: str, known: Photograph | None) -> list[str]:
+    def candidates(self, url: str, local: str, known: Photo | None) -> list[str]:
         """Where the photograph can be had, best first: `local:<path>` or a URL.
 
         `local` is the path of the record's own file, or "". A URL with a media fragment (`#xywh=…`)
@@ -108,10 +108,10 @@ class Photographs:
                 found.append(url)
         return list(dict.fromkeys(found))
 
-    def _by_image(self, image_id: str) -> Photograph | None:
+    def _by_image(self, image_id: str) -> Photo | None:
         return self._find("image", _signed(bytes.fromhex(image_id)))
 
-    def _find(self, column: str, number: int) -> Photograph | None:
+    def _find(self, column: str, number: int) -> Photo | None:
         if self._database is None:
             return None
         row = self._database.execute(_FOUND.format(column), (number,)).fetchone()
@@ -120,11 +120,11 @@ class Photographs:
         image, rotation, title, author, licence, landing = row
         known = Credit(title or "", author or "", licence or "", landing or "")
         credit = credit_line(known) if any(known) else ""
-        return Photograph(image.to_bytes(8, "big", signed=True).hex(), rotation, credit)
+        return Photo(image.to_bytes(8, "big", signed=True).hex(), rotation, credit)
 
 
 @contextmanager
-def open_photographs(source: SourceSettings, fetch: FetchSettings, say: Say) -> Iterator[Photographs]:
+def open_photos(source: SourceSettings, fetch: FetchSettings, log: Log) -> Iterator[Photos]:
     """Photographs with the list that the profile names, which is read now if it is new or changed.
 
     Raises SourceError for a list that cannot be read or that is none, and for a folder that is not there.
@@ -133,16 +133,16 @@ def open_photographs(source: SourceSettings, fetch: FetchSettings, say: Say) -> 
     if folder and not Path(folder).expanduser().is_dir():
         raise SourceError(f"source.open_images.folder: {folder}: no such folder")
     if source.open_images.csv is None:
-        yield Photographs(source)
+        yield Photos(source)
         return
-    index = _index(source.open_images.csv, fetch, say)
+    index = _index(source.open_images.csv, fetch, log)
     with closing(sqlite3.connect(f"{index.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
-        yield Photographs(source, database)
+        yield Photos(source, database)
 
 
-def _index(name: str, fetch: FetchSettings, say: Say) -> Path:
+def _index(name: str, fetch: FetchSettings, log: Log) -> Path:
     """The SQLite file made from the list, made anew where the list's content is another."""
-    path, digest = latest(name, fetch, say)
+    path, digest = latest(name, fetch, log)
     label = blake2b(name.encode(), digest_size=8).hexdigest()
     index = home_folder() / "sources" / f"open-images-{_LAYOUT}-{label}.sqlite"
     if _made_from(index) == digest:
@@ -152,7 +152,7 @@ def _index(name: str, fetch: FetchSettings, say: Say) -> Path:
     try:
         with closing(sqlite3.connect(temporary)) as database:
             database.executescript(_TABLES)
-            found, left_out = _read_list(database, path, name, say)
+            found, left_out = _read_list(database, path, name, log)
             database.executescript(_INDEXES)
             database.execute("INSERT INTO about VALUES (?)", (digest,))
             database.commit()
@@ -162,7 +162,7 @@ def _index(name: str, fetch: FetchSettings, say: Say) -> Path:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    say(f"{name}: {found:,} photographs read, {left_out:,} rows without ImageID or URL left out")
+    log(f"{name}: {found:,} photographs read, {left_out:,} rows without ImageID or URL left out")
     return index
 
 
@@ -177,7 +177,7 @@ def _made_from(index: Path) -> str:
         return ""
 
 
-def _read_list(database: sqlite3.Connection, path: Path, name: str, say: Say) -> tuple[int, int]:
+def _read_list(database: sqlite3.Connection, path: Path, name: str, log: Log) -> tuple[int, int]:
     """(photographs, rows left out) of the list, streamed into the index."""
     licenses: dict[str, int] = {}
     found = left_out = 0
@@ -193,17 +193,17 @@ def _read_list(database: sqlite3.Connection, path: Path, name: str, say: Say) ->
             at = {column: place for place, column in enumerate(header)}
             batch = []
             for row in reader:
-                photograph = _row(row, at, licenses)
-                if photograph is None:
+                photo = _row(row, at, licenses)
+                if photo is None:
                     left_out += bool(row)
                     continue
-                batch.append(photograph)
+                batch.append(photo)
                 found += 1
                 if len(batch) == 1000:
                     _insert(database, batch)
                     batch.clear()
                 if found % 500_000 == 0:
-                    say(f"{name}: {found:,} photographs read")
+                    log(f"{name}: {found:,} photographs read")
         except csv.Error as error:
             raise SourceError(f"{name}: line {reader.line_num}: not CSV: {error}") from error
         _insert(database, batch)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..config import FetchSettings
+from ..errors import BananagramsError
 from ..profiles import home_folder
-from ..storage.files import Say
-from ..storage.store import LocalStore, MissingObject
+from ..progress import Log, ignore_progress
+from ..storage.local import LocalStore
+from ..storage.store import MissingObject
 
 SAMPLE = "sample:"
 """The name of the embedded sample where a manifest's path or URL is expected."""
@@ -27,19 +29,15 @@ _SETTLED_NS = 2_000_000_000
 """A file changed within this time of being read may change again within one tick of its clock."""
 
 
-class SourceError(RuntimeError):
+class SourceError(BananagramsError, RuntimeError):
     """A source that cannot be read; the message names it and says why."""
-
-
-def quiet(line: str) -> None:
-    """Takes a line of progress and shows it to nobody."""
 
 
 def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def fingerprint(source: str, settings: FetchSettings, say: Say = quiet) -> str:
+def fingerprint(source: str, settings: FetchSettings, log: Log = ignore_progress) -> str:
     """16 hex digits that change when the source's content does.
 
     Of a path or URL: its SHA-256, known from last time where size and time of change are the same or the
@@ -48,13 +46,13 @@ def fingerprint(source: str, settings: FetchSettings, say: Say = quiet) -> str:
     """
     if source == SAMPLE:
         return SAMPLE
-    return latest(source, settings, say)[1][:16]
+    return latest(source, settings, log)[1][:16]
 
 
-def latest(source: str, settings: FetchSettings, say: Say) -> tuple[Path, str]:
+def latest(source: str, settings: FetchSettings, log: Log) -> tuple[Path, str]:
     """(file, SHA-256) of a path or URL; a URL's download is brought up to date first. Raises SourceError."""
     if is_url(source):
-        return _download(source, settings, say)
+        return _download(source, settings, log)
     path = Path(source).expanduser()
     return path, _digest_of_file(path)
 
@@ -76,12 +74,12 @@ def _digest_of_file(path: Path) -> str:
     return digest
 
 
-def _download(url: str, settings: FetchSettings, say: Say) -> tuple[Path, str]:
+def _download(url: str, settings: FetchSettings, log: Log) -> tuple[Path, str]:
     """(download, SHA-256) of a URL, asked for conditionally (RFC 9110, 13) with several tries."""
     notes = _Notes(url)
     for attempt in range(1, settings.attempts + 1):
         try:
-            return _ask(url, notes, settings, say)
+            return _ask(url, notes, settings, log)
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
@@ -89,12 +87,12 @@ def _download(url: str, settings: FetchSettings, say: Say) -> tuple[Path, str]:
         except (urllib.error.URLError, http.client.HTTPException, _NetworkError) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt < settings.attempts:
-            say(f"{url}: {problem}; trying again")
+            log(f"{url}: {problem}; trying again")
             time.sleep(settings.backoff_s * 2 ** (attempt - 1))
     raise SourceError(f"{url}: {problem} (after {settings.attempts} tries)")
 
 
-def _ask(url: str, notes: _Notes, settings: FetchSettings, say: Say) -> tuple[Path, str]:
+def _ask(url: str, notes: _Notes, settings: FetchSettings, log: Log) -> tuple[Path, str]:
     headers = {"User-Agent": settings.user_agent}
     known = notes.read()
     kept = notes.body(known)
@@ -116,7 +114,7 @@ def _ask(url: str, notes: _Notes, settings: FetchSettings, say: Say) -> tuple[Pa
     except (TimeoutError, ConnectionError) as error:
         raise _NetworkError(str(error) or type(error).__name__) from error
     with answer:
-        return notes.download(url, answer, say)
+        return notes.download(url, answer, log)
 
 
 class _NetworkError(Exception):
@@ -151,7 +149,7 @@ class _Notes:
             return None
         return Path(self._folder.describe(name))
 
-    def download(self, url: str, answer: http.client.HTTPResponse, say: Say) -> tuple[Path, str]:
+    def download(self, url: str, answer: http.client.HTTPResponse, log: Log) -> tuple[Path, str]:
         """Keep the body of an answer; what was kept before stays until this one is whole."""
         digest, size, told = hashlib.sha256(), 0, 0
         with self._folder.create(f"{self._name}.body") as file:
@@ -161,7 +159,7 @@ class _Notes:
                 size += len(block)
                 if size - told >= 2**26:
                     told = size
-                    say(f"{url}: {size / 1e6:,.0f} MB received")
+                    log(f"{url}: {size / 1e6:,.0f} MB received")
             announced = answer.headers.get("Content-Length")
             if announced is not None and size != int(announced):
                 raise _NetworkError(f"the answer was cut: {size:,} of {int(announced):,} bytes came")

@@ -38,9 +38,9 @@ SCENES = ("beach", "sunset", "snowy field", "night sky")
 _OVERSAMPLE = 3
 
 
-def to_bytes(picture: Layer) -> RGB:
+def to_bytes(image: Layer) -> RGB:
     """Round and clip float values 0..255 to uint8."""
-    rounded: RGB = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    rounded: RGB = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     return rounded
 
 
@@ -337,10 +337,10 @@ def draw_plate(color: str, shape: tuple[int, int], rng: np.random.Generator) -> 
     return np.dstack([np.clip(rgb, 0, 255), np.ones(shape, np.float32)]).astype(np.float32)
 
 
-def paste(picture: RGB, layer: Layer, x: int, y: int) -> RGB:
+def paste(image: RGB, layer: Layer, x: int, y: int) -> RGB:
     """A copy of `picture` with `layer` over it, its top left corner at (x, y); it must lie inside."""
     height, width = layer.shape[:2]
-    result = picture.copy()
+    result = image.copy()
     under = result[y : y + height, x : x + width].astype(np.float32)
     alpha = layer[..., 3:]
     result[y : y + height, x : x + width] = to_bytes(under * (1 - alpha) + layer[..., :3] * alpha)

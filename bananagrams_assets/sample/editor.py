@@ -23,19 +23,19 @@ SIDE_STEP_PX = 8
 """Sides of generated pictures are multiples of this."""
 
 
-def reencode(picture: RGB, strength: float, rng: Rng) -> tuple[RGB, Homography]:
+def reencode(image: RGB, strength: float, rng: Rng) -> tuple[RGB, Homography]:
     """The picture as a generative editor hands it back, and its geometry.
 
     `strength` 0 changes geometry and size only, 1 is a usual re-synthesis, 2 a heavy one. The homography,
     float64 (3, 3) with H[2,2] = 1, maps pixels of the result to pixels of `picture`.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = rng.uniform(0.87, 1.15)
     stretch = 1 + rng.uniform(-0.03, 0.03)
     size = (_step(width * scale * stretch), _step(height * scale / stretch))
     homography = _geometry((width, height), size, rng)
     result = cv2.warpPerspective(
-        picture,
+        image,
         homography,
         size,
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
@@ -65,15 +65,15 @@ def _geometry(source: tuple[int, int], target: tuple[int, int], rng: Rng) -> Hom
     turn[2, :2] = rng.uniform(-0.02, 0.02, 2) / side
     to_center, back = np.eye(3), np.eye(3)
     to_center[:2, 2], back[:2, 2] = -center, center
-    product = back @ turn @ to_center @ resize
-    homography: Homography = product / product[2, 2]
+    result = back @ turn @ to_center @ resize
+    homography: Homography = result / result[2, 2]
     return homography
 
 
-def _resynthesise(picture: npt.NDArray[np.float32], strength: float, rng: Rng) -> RGB:
-    shape = (picture.shape[0], picture.shape[1])
-    base = cv2.bilateralFilter(picture, 5, 12 + 14 * strength, 1.5 + strength)
-    detail = picture - base
+def _resynthesise(image: npt.NDArray[np.float32], strength: float, rng: Rng) -> RGB:
+    shape = (image.shape[0], image.shape[1])
+    base = cv2.bilateralFilter(image, 5, 12 + 14 * strength, 1.5 + strength)
+    detail = image - base
     energy = cv2.GaussianBlur(cv2.transform(np.abs(detail), MEAN), (0, 0), 2.5)[..., None]
     invented = noise(shape, rng, max(shape) / 2.2, 1)[..., None] * energy * 0.55 * strength
     kept = 1 - 0.22 * strength
@@ -87,5 +87,5 @@ def _resynthesise(picture: npt.NDArray[np.float32], strength: float, rng: Rng) -
     gain = (1 + rng.uniform(-0.025, 0.025, 3) * strength).astype(np.float32)
     offset = (rng.uniform(-3.5, 3.5, 3) * strength).astype(np.float32)
     field = noise(shape, rng, 3, 1)[..., None] + 0.4 * np.dstack([noise(shape, rng, 3, 1) for _ in range(3)])
-    grain = rng.standard_normal(picture.shape, dtype=np.float32)
+    grain = rng.standard_normal(image.shape, dtype=np.float32)
     return to_bytes(result * gain + offset + 1.6 * strength * field + 0.9 * strength * grain)

@@ -80,8 +80,8 @@ def make_edit(family: str, tile: RGB, rng: Rng) -> Edit:
 def visible_change(before: RGB, after: RGB) -> Mask:
     """Where two registered pictures differ by over VISIBLE_DE after light smoothing, specks dropped."""
     lab = [
-        cv2.cvtColor(cv2.GaussianBlur(picture, (3, 3), 0.7).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        for picture in (before, after)
+        cv2.cvtColor(cv2.GaussianBlur(image, (3, 3), 0.7).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        for image in (before, after)
     ]
     distance = np.sqrt(cv2.transform((lab[0] - lab[1]) ** 2, SUM))
     mask = (distance > VISIBLE_DE) & (cv2.transform(cv2.absdiff(before, after), SUM) > 0)
@@ -266,8 +266,8 @@ def _region_color(family: str, tile: RGB, rng: Rng) -> Edit:
     return _finish(family, tile, after, _filled(place, tile), rng, region=name, color=color)
 
 
-def _filled(place: tuple[slice, slice], picture: RGB) -> Mask:
-    mask = np.zeros(picture.shape[:2], bool)
+def _filled(place: tuple[slice, slice], image: RGB) -> Mask:
+    mask = np.zeros(image.shape[:2], bool)
     mask[place] = True
     return mask
 

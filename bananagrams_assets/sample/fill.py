@@ -18,33 +18,33 @@ Mask = npt.NDArray[np.bool_]
 SEARCH_SIDE_PX = 240
 
 
-def fill(picture: RGB, hole: Mask, avoid: Mask) -> RGB:
+def fill(image: RGB, hole: Mask, avoid: Mask) -> RGB:
     """`picture` with `hole` filled from elsewhere, not from pixels of `avoid`.
 
     Raises Invisible where nothing of that shape fits.
     """
     height, width = hole.shape
-    x, y = _best_shift(picture, hole, avoid)
+    x, y = _best_shift(image, hole, avoid)
     move = np.array([[1, 0, -x], [0, 1, -y]], np.float32)
     shifted = cv2.warpAffine(
-        picture, move, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
+        image, move, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
     )
     rim_px = max(4, round(max(height, width) / 80))
     rim = _grown(hole, rim_px) & ~hole
     sigma = max(rim_px, float(np.sqrt(hole.sum())) / 5)
-    difference = (picture.astype(np.float32) - shifted) * rim[..., None]
+    difference = (image.astype(np.float32) - shifted) * rim[..., None]
     weight = cv2.GaussianBlur(rim.astype(np.float32), (0, 0), sigma)
     correction = cv2.GaussianBlur(difference, (0, 0), sigma) / (weight + 1e-3)[..., None]
     fitted = np.clip(shifted + correction, 0, 255)
     alpha = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), max(1.0, max(height, width) / 500))[..., None]
-    return np.asarray(np.rint(picture * (1 - alpha) + fitted * alpha), np.uint8)
+    return np.asarray(np.rint(image * (1 - alpha) + fitted * alpha), np.uint8)
 
 
-def _best_shift(picture: RGB, hole: Mask, avoid: Mask) -> tuple[int, int]:
+def _best_shift(image: RGB, hole: Mask, avoid: Mask) -> tuple[int, int]:
     """(x, y) px from the hole to where its filling is taken from."""
     scale = min(1.0, SEARCH_SIDE_PX / max(hole.shape))
     size = max(1, round(hole.shape[1] * scale)), max(1, round(hole.shape[0] * scale))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     inner = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
     barred = cv2.resize((hole | avoid).astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
     rim = _grown(inner, 6) & ~inner

@@ -27,8 +27,8 @@ from bananagrams_assets.sample.edits import Edit, make_edit
 from bananagrams_assets.sample.photo_edits import Scene, make_photo_edit
 from bananagrams_assets.sample.photos import (
     RGB,
+    Log,
     Photo,
-    Say,
     cut_tile,
     folder_photos,
     labels_of,
@@ -226,7 +226,7 @@ def make_sample(
     output: Path,
     settings: SampleSettings,
     photos: Path | None = None,
-    say: Say | None = None,
+    log: Log | None = None,
     workers: int | None = None,
     strengths: Sequence[float] = (),
 ) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def make_sample(
     objects edited where it has labels, and one of `strengths` (default: the settings') after the other. The
     bytes depend on neither `workers` nor what else runs. Raises PhotoError where there is no photograph.
     """
-    tell: Say = say or (lambda message: None)
+    tell: Log = log or (lambda message: None)
     found = packaged_photos() if photos is None else folder_photos(photos, tell)
     for folder in ("photos", "images/positive-edit", "masks"):
         (output / folder).mkdir(parents=True, exist_ok=True)
@@ -279,7 +279,7 @@ def make_sample(
     }
 
 
-def ensure_sample(output: Path, settings: SampleSettings, say: Say | None = None) -> Path:
+def ensure_sample(output: Path, settings: SampleSettings, log: Log | None = None) -> Path:
     """The manifest of a complete sample of these settings in `output`, made first where there is none.
 
     It is made in a folder beside and renamed at the end, so that an interrupted run leaves nothing that
@@ -291,7 +291,7 @@ def ensure_sample(output: Path, settings: SampleSettings, say: Say | None = None
         scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
         try:
             fresh = scratch / "sample"
-            make_sample(fresh, settings, say=say)
+            make_sample(fresh, settings, log=log)
             (fresh / _MARKER).write_text(json.dumps(marker, sort_keys=True) + "\n", encoding="utf-8")
             _publish(fresh, output, marker, scratch)
         finally:

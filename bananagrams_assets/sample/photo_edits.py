@@ -123,8 +123,8 @@ def _feathered(mask: Mask) -> npt.NDArray[np.float32]:
     return np.asarray(alpha, np.float32)[..., None]
 
 
-def _over(picture: RGB, layer: npt.NDArray[Any], alpha: npt.NDArray[np.float32]) -> RGB:
-    return draw.to_bytes(picture * (1 - alpha) + layer * alpha)
+def _over(image: RGB, layer: npt.NDArray[Any], alpha: npt.NDArray[np.float32]) -> RGB:
+    return draw.to_bytes(image * (1 - alpha) + layer * alpha)
 
 
 def _remove(family: str, scene: Scene, rng: Rng) -> Edit:
@@ -322,18 +322,18 @@ def _cut_out(rgb: RGB, segment: Segment, size: tuple[int, int]) -> draw.Layer:
     return np.dstack([np.clip(color, 0, 255), np.clip(cover, 0, 1)]).astype(np.float32)
 
 
-def _pasted(picture: RGB, layer: draw.Layer, x: int, y: int) -> tuple[RGB, Mask]:
+def _pasted(image: RGB, layer: draw.Layer, x: int, y: int) -> tuple[RGB, Mask]:
     """`picture` with part of the light of the place on the layer, and what it covers at half alpha."""
     height, width = layer.shape[:2]
-    under = picture[y : y + height, x : x + width].astype(np.float32)
+    under = image[y : y + height, x : x + width].astype(np.float32)
     covers = layer[..., 3] > 0.5
     if not covers.any():
         raise Invisible("the object is too thin to paste")
     light = (under.mean() - layer[..., :3][covers].mean()) * 0.2
     toned = np.dstack([np.clip(layer[..., :3] + light, 0, 255), layer[..., 3]]).astype(np.float32)
-    mask = np.zeros(picture.shape[:2], bool)
+    mask = np.zeros(image.shape[:2], bool)
     mask[y : y + height, x : x + width] = covers
-    return draw.paste(picture, toned, x, y), mask
+    return draw.paste(image, toned, x, y), mask
 
 
 def _placed(scene: Scene, rng: Rng) -> tuple[RGB, Mask, str, str]:
@@ -355,8 +355,8 @@ def _placed(scene: Scene, rng: Rng) -> tuple[RGB, Mask, str, str]:
     y = round((words.ROWS[row] + rng.uniform(-0.06, 0.06)) * height - layer.shape[0] / 2)
     x = min(max(x, 1), width - layer.shape[1] - 1)
     y = min(max(y, 1), height - layer.shape[0] - 1)
-    picture, mask = _pasted(scene.rgb, layer, x, y)
-    return picture, mask, name, _beside(scene, mask) or words.IN_PLACE[place]
+    image, mask = _pasted(scene.rgb, layer, x, y)
+    return image, mask, name, _beside(scene, mask) or words.IN_PLACE[place]
 
 
 def _add(family: str, scene: Scene, rng: Rng) -> Edit:
@@ -476,13 +476,13 @@ def _word_layer(word: str, color: str, width: int, font: str) -> draw.Layer:
     return np.dstack([rgb, alpha]).astype(np.float32)
 
 
-def _put(picture: RGB, layer: draw.Layer, place: str) -> tuple[RGB, Mask]:
-    x, y = corner_at(place, layer, picture)
+def _put(image: RGB, layer: draw.Layer, place: str) -> tuple[RGB, Mask]:
+    x, y = corner_at(place, layer, image)
     if x < 0 or y < 0:
         raise Invisible("the words do not fit")
-    mask = np.zeros(picture.shape[:2], bool)
+    mask = np.zeros(image.shape[:2], bool)
     mask[y : y + layer.shape[0], x : x + layer.shape[1]] = layer[..., 3] > 0.5
-    return draw.paste(picture, layer, x, y), mask
+    return draw.paste(image, layer, x, y), mask
 
 
 def _caption(family: str, scene: Scene, rng: Rng) -> Edit:

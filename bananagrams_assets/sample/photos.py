@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from ..errors import BananagramsError
+
 RGB = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 LABELS = "objects.json"
@@ -23,7 +25,7 @@ TILE_SHARES = (1.0, 0.75, 0.55)
 SMALLEST_SIDE_PX = 96
 
 
-class PhotoError(ValueError):
+class PhotoError(BananagramsError, ValueError):
     """No usable photograph; the message says where it was looked for and what to do."""
 
 
@@ -202,7 +204,7 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def folder_photos(folder: Path, say: Say) -> list[Photo]:
+def folder_photos(folder: Path, log: Log) -> list[Photo]:
     """Every readable photograph under `folder`, in path order; a broken one is left out with a note.
 
     Label pictures (see `labels_of`) are no photographs.
@@ -220,7 +222,7 @@ def folder_photos(folder: Path, say: Say) -> list[Photo]:
         try:
             read_photo(path)
         except PhotoError as error:
-            say(f"left out: {error}")
+            log(f"left out: {error}")
             continue
         name = path.relative_to(folder).as_posix()
         # A manifest's URL must be http(s). `.invalid` (RFC 2606) belongs to nobody, and the digest gives
@@ -250,12 +252,12 @@ def read_photo(path: Path) -> RGB:
     """
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                rgba = picture.convert("RGBA")
-                picture = Image.new("RGB", rgba.size, "white")
-                picture.paste(rgba, mask=rgba.getchannel("A"))
-            rgb = np.ascontiguousarray(picture.convert("RGB"), dtype=np.uint8)
+            image = ImageOps.exif_transpose(opened)
+            if "A" in image.getbands() or "transparency" in image.info:
+                rgba = image.convert("RGBA")
+                image = Image.new("RGB", rgba.size, "white")
+                image.paste(rgba, mask=rgba.getchannel("A"))
+            rgb = np.ascontiguousarray(image.convert("RGB"), dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PhotoError(f"{path}: not a readable photograph ({error})") from None
     if min(rgb.shape[:2]) < SMALLEST_SIDE_PX:

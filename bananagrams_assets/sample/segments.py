@@ -109,11 +109,11 @@ def segments_of(path: Path, rgb: RGB) -> list[Segment]:
 def labelled_segments(path: Path, rgb: RGB) -> list[Segment]:
     """Raises PhotoError where the labels cannot be read or know none of the listed segments."""
     labels, entry = labels_of(path), _entry(path)
-    picture = cv2.imread(str(labels), cv2.IMREAD_COLOR_RGB) if labels else None
-    if picture is None or entry is None:
+    image = cv2.imread(str(labels), cv2.IMREAD_COLOR_RGB) if labels else None
+    if image is None or entry is None:
         raise PhotoError(f"{labels or path}: not a readable picture of labels")
     height, width = rgb.shape[:2]
-    ids = picture.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+    ids = image.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
     if ids.shape != (height, width):
         ids = cv2.resize(ids.astype(np.float64), (width, height), interpolation=cv2.INTER_NEAREST).astype(
             np.int32

@@ -58,12 +58,12 @@ def any_thing(rng: Rng, place: str | None = None, low: float = 0.32, high: float
     )
 
 
-def render(picture: RGB, things: list[Thing]) -> RGB:
+def render(image: RGB, things: list[Thing]) -> RGB:
     """`picture` with the objects drawn over it, in order."""
     for thing in things:
-        x, y, side = thing.box(size_of(picture))
-        picture = draw.paste(picture, draw.draw_thing(thing.kind, thing.color, side, thing.seed), x, y)
-    return picture
+        x, y, side = thing.box(size_of(image))
+        image = draw.paste(image, draw.draw_thing(thing.kind, thing.color, side, thing.seed), x, y)
+    return image
 
 
 def coverage(things: list[Thing], shape: tuple[int, int]) -> Mask:
@@ -76,9 +76,9 @@ def coverage(things: list[Thing], shape: tuple[int, int]) -> Mask:
     return covered
 
 
-def size_of(picture: RGB) -> tuple[int, int]:
+def size_of(image: RGB) -> tuple[int, int]:
     """(H, W)."""
-    return int(picture.shape[0]), int(picture.shape[1])
+    return int(image.shape[0]), int(image.shape[1])
 
 
 def apart(one: Thing, other: Thing, shape: tuple[int, int]) -> bool:
@@ -94,9 +94,9 @@ def word_layer(word: str, color: str, width: int) -> draw.Layer:
     return np.dstack([rgb, alpha]).astype(np.float32)
 
 
-def corner_at(place: str, layer: draw.Layer, picture: RGB) -> tuple[int, int]:
+def corner_at(place: str, layer: draw.Layer, image: RGB) -> tuple[int, int]:
     """Where the top left corner of a layer stands that is centred on a place, kept inside the picture."""
-    height, width = size_of(picture)
+    height, width = size_of(image)
     column, row = words.PLACES[place]
     x = round(words.COLUMNS[column] * width - layer.shape[1] / 2)
     y = round(words.ROWS[row] * height - layer.shape[0] / 2)
@@ -107,14 +107,14 @@ def corner_at(place: str, layer: draw.Layer, picture: RGB) -> tuple[int, int]:
     )
 
 
-def layer_cover(layer: draw.Layer, x: int, y: int, picture: RGB) -> Mask:
+def layer_cover(layer: draw.Layer, x: int, y: int, image: RGB) -> Mask:
     """What a layer pasted at (x, y) covers of `picture`."""
-    mask = np.zeros(picture.shape[:2], bool)
+    mask = np.zeros(image.shape[:2], bool)
     mask[y : y + layer.shape[0], x : x + layer.shape[1]] = layer[..., 3] > 0.5
     return mask
 
 
-def text_width(place: str, picture: RGB, rng: Rng) -> int:
+def text_width(place: str, image: RGB, rng: Rng) -> int:
     """A width in px for a word at a place: wider in the middle column than at the sides."""
     wide = rng.uniform(0.5, 0.62) if words.PLACES[place][0] == 1 else rng.uniform(0.4, 0.48)
-    return round(float(wide) * size_of(picture)[1])
+    return round(float(wide) * size_of(image)[1])

@@ -46,8 +46,8 @@ class Truth:
 def colour_change(before: RGB, after: RGB, sigma: float = 0.7) -> npt.NDArray[np.float32]:
     """CIE Lab dE76 (H, W) between two registered pictures after a light blur of `sigma` px."""
     lab: list[npt.NDArray[Any]] = [
-        cv2.cvtColor(cv2.GaussianBlur(picture, (0, 0), sigma).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        for picture in (before, after)
+        cv2.cvtColor(cv2.GaussianBlur(image, (0, 0), sigma).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        for image in (before, after)
     ]
     return np.asarray(np.sqrt(cv2.transform((lab[0] - lab[1]) ** 2, SUM)), np.float32)
 

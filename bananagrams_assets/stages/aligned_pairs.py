@@ -9,15 +9,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..config import Profile
+from ..progress import Log
 from ..storage import paths
-from ..storage.files import Product, Say
 from ..storage.sample_tar import read_samples
 from ..storage.store import Store
 from ..storage.tables import ALIGNED, read_table, write_table
 from ..vision.align import Alignment, align
 from ..vision.geometry import warp
-from ..vision.images import RGB, PictureError, fit
+from ..vision.images import RGB, ImageError, fit
 from .image_pairs import decode_pair
+from .stage import StageResult
 from .statistics import (
     PREVIEW_PAIRS,
     PREVIEW_TILE_PX,
@@ -31,7 +32,7 @@ from .statistics import (
 )
 
 
-def align_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+def align_pairs(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
     """Write `aligned_pairs/<shard>.parquet`: a row for every pair of the shard's pictures.
 
     A pair that cannot be aligned is a row that is not accepted, with its reason. Raises StoreError,
@@ -48,17 +49,17 @@ def align_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
             try:
                 before, after = decode_pair(sample, profile.fetch.max_pixels)
                 alignment = align(before, after, profile.align)
-            except (PictureError, cv2.error, np.linalg.LinAlgError) as error:
+            except (ImageError, cv2.error, np.linalg.LinAlgError) as error:
                 rows.append(_rejected(sample.key, str(error)))
                 continue
             rows.append(_row(sample.key, before, after, alignment))
             if alignment.accepted and len(strips) < PREVIEW_PAIRS:
                 strips.append(_strip(before, after, alignment))
             if len(rows) % 100 == 0:
-                say(f"{shard}: {len(rows)} pairs aligned")
+                log(f"{shard}: {len(rows)} pairs aligned")
     name = paths.aligned_table(shard)
     files = {name: write_table(store, name, ALIGNED, rows)}
-    return Product(
+    return StageResult(
         files, _stats(rows, types), preview(strips, [[row["key"]] for row in _accepted(rows)][: len(strips)])
     )
 
@@ -109,7 +110,7 @@ def _strip(before: RGB, after: RGB, alignment: Alignment) -> RGB:
     drawn, known = warp(after, alignment.homography, size)
     drawn = np.where(known[..., None], drawn, 255).astype(np.uint8)
     blend = np.asarray(cv2.addWeighted(before, 0.5, drawn, 0.5, 0), np.uint8)
-    return side_by_side([fit(picture, PREVIEW_TILE_PX) for picture in (before, drawn, blend)])
+    return side_by_side([fit(image, PREVIEW_TILE_PX) for image in (before, drawn, blend)])
 
 
 def _accepted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

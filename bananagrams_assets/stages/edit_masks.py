@@ -10,15 +10,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..config import Profile
+from ..progress import Log
 from ..storage import paths
-from ..storage.files import Product, Say
 from ..storage.sample_tar import Sample, read_samples, sample_writer
 from ..storage.store import Store
 from ..storage.tables import MASKS, by_key, read_table, write_table
 from ..vision.geometry import warp
-from ..vision.images import RGB, PictureError, encode_png_mask
+from ..vision.images import RGB, ImageError, encode_png_mask
 from ..vision.mask import EditMask, edit_mask
 from .image_pairs import decode_pair
+from .stage import StageResult
 from .statistics import (
     PREVIEW_PAIRS,
     PREVIEW_TILE_PX,
@@ -33,7 +34,7 @@ from .statistics import (
 MASK_PART = "mask.png"
 
 
-def make_masks(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+def make_masks(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
     """Write `edit_masks/<shard>.tar`, one-bit PNGs of the inputs' sizes, and its table.
 
     There is a row for every accepted pair; one whose mask could not be made has no verdict, and a
@@ -61,7 +62,7 @@ def make_masks(store: Store, profile: Profile, shard: str, say: Say) -> Product:
                 found = edit_mask(
                     before, after, homography, overlap, profile.mask, records[sample.key]["scope"]
                 )
-            except (PictureError, cv2.error, np.linalg.LinAlgError) as error:
+            except (ImageError, cv2.error, np.linalg.LinAlgError) as error:
                 rows.append(_rejected(sample.key, str(error)))
                 continue
             tar.add(sample.key, MASK_PART, encode_png_mask(found.mask, one_bit=True))
@@ -70,13 +71,13 @@ def make_masks(store: Store, profile: Profile, shard: str, say: Say) -> Product:
                 strips.append(_strip(before, after, homography, found))
                 captions.append([records[sample.key]["summary"]])
             if len(rows) % 100 == 0:
-                say(f"{shard}: {len(rows)} masks made")
+                log(f"{shard}: {len(rows)} masks made")
     files = {
         paths.masks_tar(shard): tar.file.info,
         paths.masks_table(shard): write_table(store, paths.masks_table(shard), MASKS, rows),
     }
     types = {key: record["edit_type"] for key, record in records.items()}
-    return Product(files, _stats(rows, types), preview(strips, captions))
+    return StageResult(files, _stats(rows, types), preview(strips, captions))
 
 
 def with_masks(pairs: Iterator[Sample], masks: Iterator[Sample]) -> Iterator[tuple[Sample, bytes | None]]:

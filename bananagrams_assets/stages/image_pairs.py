@@ -18,15 +18,25 @@ from typing import Any
 from ..config import FetchSettings, Profile
 from ..fetching import signals
 from ..fetching.client import FetchError, open_fetcher
-from ..fetching.downloads import PARTS, Body, Picture, Pictures, local_path, names, origins, shown
+from ..fetching.downloads import (
+    PARTS,
+    Body,
+    DownloadedImage,
+    ImageDownloads,
+    local_path,
+    names,
+    origins,
+    shown,
+)
 from ..fetching.pair_outcomes import content_of, nobody_answered, origins_digest, row_of, stats_of
 from ..fetching.spool import GrowingTar, Member, Spool, growing_tar, open_spool
+from ..progress import Log
 from ..storage import paths
-from ..storage.files import Product, Say
 from ..storage.sample_tar import Sample, SampleError, read_samples
 from ..storage.store import Store
 from ..storage.tables import PAIRS, by_key, read_notes, read_table, write_table
-from ..vision.images import RGB, PictureError, decode
+from ..vision.images import RGB, ImageError, decode
+from .stage import StageResult
 
 _SETTINGS = "fetch"
 _ALLOWED = "allowed"
@@ -39,7 +49,7 @@ _THREADS = 2
 each other's turns with the interpreter's lock. To decode pictures and fit them, all processors help."""
 
 
-def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+def fetch_pairs(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
     """Write the shard's pictures, in key order, and its table of outcomes.
 
     Pictures are stored as received, or, where `fetch.largest_side_px` is set and a picture is larger,
@@ -55,21 +65,21 @@ def fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product
     Raises FetchError where not one server answered, StoreError and OSError for faults of this machine.
     """
     try:
-        return _fetch_pairs(store, profile, shard, say)
+        return _fetch_pairs(store, profile, shard, log)
     except signals.Interrupted as interrupted:
-        say(f"{shard}: interrupted; finished pictures are kept for the next run")
+        log(f"{shard}: interrupted; finished pictures are kept for the next run")
         signals.hand_on(interrupted)
         raise
 
 
-def _fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+def _fetch_pairs(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
     records = read_table(store, paths.manifest_table(shard))
     digest = profile.fetch.digest()
     table, began = paths.pairs_table(shard), time.monotonic()
     notes = {_SETTINGS: digest, _ALLOWED: _allowed()}
-    with open_spool(store.url, shard, digest, say) as spool:
+    with open_spool(store.url, shard, digest, log) as spool:
         with _earlier(store, shard, digest) as earlier, growing_tar(store.url, shard, digest, notes) as tar:
-            work = _Work(records, earlier, spool, profile.fetch, tar, say, shard)
+            work = _Work(records, earlier, spool, profile.fetch, tar, log, shard)
             with _no_long_collections():
                 rows = signals.run(work.run())
             packed = tar.finish()
@@ -84,7 +94,7 @@ def _fetch_pairs(store: Store, profile: Profile, shard: str, say: Say) -> Produc
         "pictures_per_second": round(work.counts["fetched"] / seconds, 2),
         "megabytes_per_second": round(work.counts["fetched_bytes"] / seconds / 1e6, 3),
     }
-    return Product(files, stats, content=content_of(rows, packed.sha256))
+    return StageResult(files, stats, content=content_of(rows, packed.sha256))
 
 
 @contextlib.contextmanager
@@ -100,16 +110,16 @@ def _no_long_collections() -> Iterator[None]:
 
 def decode_pair(sample: Sample, max_pixels: int) -> tuple[RGB, RGB]:
     """The input and the edited picture of a sample of `image_pairs/<shard>.tar`. Raises PictureError."""
-    pictures = []
+    images = []
     for part in PARTS:
         data = sample.part(part)
         if data is None:
-            raise PictureError(f"{part}: not in the shard")
+            raise ImageError(f"{part}: not in the shard")
         try:
-            pictures.append(decode(data, max_pixels))
-        except PictureError as error:
-            raise PictureError(f"{part}: {error}") from error
-    return pictures[0], pictures[1]
+            images.append(decode(data, max_pixels))
+        except ImageError as error:
+            raise ImageError(f"{part}: {error}") from error
+    return images[0], images[1]
 
 
 class _Earlier:
@@ -175,8 +185,8 @@ def _is_final(record: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     """Whether asking again can give nothing else: the same places, none of them a file of ours."""
     asked = [origin for part in PARTS for origin in origins(record, part)]
     return (
-        not row["may_pass"]
-        and row["origins"] == origins_digest(record)
+        not row["retryable"]
+        and row["candidates"] == origins_digest(record)
         and all(local_path(origin) is None for origin in asked)
     )
 
@@ -206,7 +216,7 @@ class _Outcome:
 
     record: Mapping[str, Any]
     row: dict[str, Any]
-    pictures: Sequence[Picture] | None
+    images: Sequence[DownloadedImage] | None
 
 
 class _Work:
@@ -214,10 +224,10 @@ class _Work:
 
     def __init__(
         self, records: Sequence[Mapping[str, Any]], earlier: _Earlier, spool: Spool, settings: FetchSettings,
-        tar: GrowingTar, say: Say, shard: str,
+        tar: GrowingTar, log: Log, shard: str,
     ) -> None:  # fmt: skip
         self._records, self._earlier, self._spool, self._settings = records, earlier, spool, settings
-        self._tar, self._say, self._shard = tar, say, shard
+        self._tar, self._say, self._shard = tar, log, shard
         self._rows: list[dict[str, Any]] = []
         self._outcomes: dict[int, _Outcome] = {}
         self._changed = asyncio.Event()
@@ -236,7 +246,7 @@ class _Work:
         resumed = await asyncio.to_thread(self._take_up)
         needed = Counter(name for record in self._records[len(self._rows) :] for name in names(record))
         async with open_fetcher(self._settings) as fetcher:
-            self._pictures = Pictures(fetcher, self._spool, self._settings, needed, self._start)
+            self._images = ImageDownloads(fetcher, self._spool, self._settings, needed, self._start)
             try:
                 self._start(self._begin_all())
                 return await self._write_all()
@@ -245,9 +255,9 @@ class _Work:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 self.counts = {
-                    "fetched": self._pictures.fetched,
-                    "resumed": self._pictures.resumed + resumed,
-                    "fetched_bytes": self._pictures.bytes,
+                    "fetched": self._images.fetched,
+                    "resumed": self._images.resumed + resumed,
+                    "fetched_bytes": self._images.bytes,
                 }
 
     def _take_up(self) -> int:
@@ -262,7 +272,7 @@ class _Work:
         for entry in self._tar.take_up(is_next, self._spool):
             self._rows.append(entry["row"])
             self._answered = True
-            came.update(picture["origin"] for picture in entry["pictures"])
+            came.update(image["origin"] for image in entry["pictures"])
         return len(came)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -297,8 +307,8 @@ class _Work:
     async def _fetch(self, record: Mapping[str, Any]) -> _Outcome:
         for part in PARTS:
             for origin in origins(record, part)[:1]:
-                self._pictures.begin(origin)
-        found = [await self._pictures.first_of(origins(record, part)) for part in PARTS]
+                self._images.begin(origin)
+        found = [await self._images.first_of(origins(record, part)) for part in PARTS]
         row = row_of(record, found)
         self._done += 1
         self._answered = self._answered or not nobody_answered(found)
@@ -325,7 +335,7 @@ class _Work:
             for outcome in batch[await self._write(batch) :]:
                 # An earlier build's tar that lacks what its table promises.
                 await self._write(
-                    [await self._fetch(outcome.record)] if outcome.pictures is None else [outcome]
+                    [await self._fetch(outcome.record)] if outcome.images is None else [outcome]
                 )
             if len(rows) // 100 > before // 100:
                 self._say(f"{self._shard}: {len(rows)} of {len(self._records)} pairs")
@@ -334,21 +344,21 @@ class _Work:
     async def _write(self, batch: Sequence[_Outcome]) -> int:
         """Put outcomes into tar and table; returns how many, fewer if an earlier build lacks a sample."""
         bodies = [
-            [self._pictures.take(picture) for picture in outcome.pictures]
-            if outcome.row["status"] == "ok" and outcome.pictures is not None else []
+            [self._images.take(image) for image in outcome.images]
+            if outcome.row["status"] == "ok" and outcome.images is not None else []
             for outcome in batch
         ]  # fmt: skip
         written = await asyncio.to_thread(self._append, batch, bodies)
         for outcome in batch[:written]:
             self._rows.append(outcome.row)
             if outcome.row["status"] == "ok":
-                self._pictures.release(outcome.record)
+                self._images.release(outcome.record)
         return written
 
     def _append(self, batch: Sequence[_Outcome], bodies: Sequence[Sequence[Body | None]]) -> int:
         for number, (outcome, held) in enumerate(zip(batch, bodies, strict=True)):
             members: list[Member] = []
-            if outcome.row["status"] == "ok" and outcome.pictures is None:
+            if outcome.row["status"] == "ok" and outcome.images is None:
                 sample = self._earlier.sample(outcome.record["key"])
                 if sample is None:
                     return number
@@ -358,8 +368,8 @@ class _Work:
                     Member(part, data, hashlib.sha256(data).hexdigest())
                     for part, data in sample.parts.items()
                 ]
-            elif outcome.row["status"] == "ok" and outcome.pictures is not None:
-                found = zip(PARTS, outcome.pictures, held, strict=True)
-                members = [self._pictures.member(part, picture, body) for part, picture, body in found]
+            elif outcome.row["status"] == "ok" and outcome.images is not None:
+                found = zip(PARTS, outcome.images, held, strict=True)
+                members = [self._images.member(part, image, body) for part, image, body in found]
             self._tar.append(outcome.row, members)
         return len(batch)

@@ -19,16 +19,17 @@ from typing import IO, Any
 
 from ..config import Profile, SampleSettings, SourceSettings
 from ..profiles import home_folder
+from ..progress import Log
 from ..records.attribution import read_credits
 from ..records.edit_types import allowed_names
 from ..records.manifest_line import LOCAL, Record, Reject, Source, assigning, parse_line
-from ..records.open_images import Photographs, open_photographs
+from ..records.open_images import Photos, open_photos
 from ..records.sources import SAMPLE, SourceError, is_url, latest
 from ..storage import paths
-from ..storage.files import Product, Say
 from ..storage.shard_spill import Buckets
 from ..storage.store import Store, StoreError
 from ..storage.tables import MANIFEST, REJECTS, reason_class, write_columns, write_table
+from .stage import StageResult
 
 LONGEST_LINE = 2**24
 _EDGE = 2**16
@@ -44,7 +45,7 @@ class ManifestError(SourceError):
     """A manifest that gives no records at all; the message says which and why."""
 
 
-def build_manifest(store: Store, profile: Profile, say: Say) -> dict[str, Product]:
+def build_manifest(store: Store, profile: Profile, log: Log) -> dict[str, StageResult]:
     """Read the profile's sources and write every shard's table and the rejects.
 
     Returns a Product for each shard and, under "", one for the whole. Duplicates: of equal records the
@@ -58,16 +59,16 @@ def build_manifest(store: Store, profile: Profile, say: Say) -> dict[str, Produc
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
         try:
             with (
-                open_photographs(profile.source, profile.fetch, say) as photographs,
+                open_photos(profile.source, profile.fetch, log) as photos,
                 closing(sqlite3.connect(Path(folder) / "records.sqlite", isolation_level=None)) as database,
             ):
                 buckets = Buckets(Path(folder))
                 _create(database)
                 for number, name in enumerate(profile.source.manifests):
-                    _read_source(database, buckets, number, name, photographs, wanted, profile, say)
+                    _read_source(database, buckets, number, name, photos, wanted, profile, log)
                 _reject_duplicates(database, profile.source.manifests)
                 _pick(database, profile.source.max_samples)
-                return _write(store, profile, database, buckets, say)
+                return _write(store, profile, database, buckets, log)
         except sqlite3.OperationalError as error:
             raise StoreError(
                 f"{folder}: {error}; records are sorted there: TMPDIR names another folder for it"
@@ -115,15 +116,15 @@ def _read_source(
     buckets: Buckets,
     number: int,
     name: str,
-    photographs: Photographs,
+    photos: Photos,
     wanted: Callable[[Record], bool],
     profile: Profile,
-    say: Say,
+    log: Log,
 ) -> None:
     lines = found = told = rejected = 0
-    with _open_source(name, profile, say) as (file, folder):
+    with _open_source(name, profile, log) as (file, folder):
         credit = read_credits(database, number, folder)
-        source = Source(name, folder, profile.source.cdn_prefix, photographs, credit)
+        source = Source(name, folder, profile.source.cdn_prefix, photos, credit)
         for count, records, rejects in _batches(file, source, profile):
             lines += count
             _insert_records(database, buckets, number, records, wanted)
@@ -132,7 +133,7 @@ def _read_source(
             rejected += len(rejects)
             if found - told >= 50_000:
                 told = found
-                say(f"{name}: {found:,} records read")
+                log(f"{name}: {found:,} records read")
     if not found:
         first = database.execute(
             "SELECT line, reason FROM rejects WHERE source = ? ORDER BY line LIMIT 1", (number,)
@@ -142,7 +143,7 @@ def _read_source(
             f"manifest {name}: no usable record in {lines:,} lines{why}" if lines
             else f"manifest {name}: it is empty"
         )  # fmt: skip
-    say(f"{name}: {found:,} records and {rejected:,} rejects in {lines:,} lines")
+    log(f"{name}: {found:,} records and {rejected:,} rejects in {lines:,} lines")
 
 
 def _batches(
@@ -290,8 +291,8 @@ def _pick(database: sqlite3.Connection, max_samples: int | None) -> None:
 
 
 def _write(
-    store: Store, profile: Profile, database: sqlite3.Connection, buckets: Buckets, say: Say
-) -> dict[str, Product]:
+    store: Store, profile: Profile, database: sqlite3.Connection, buckets: Buckets, log: Log
+) -> dict[str, StageResult]:
     chosen = _count(database, "SELECT COUNT(*) FROM picked")
     if not chosen:
         filters = [
@@ -303,7 +304,7 @@ def _write(
             f"no record is left: none passes {' and '.join(filters)}" if filters
             else "no record is left: every one shares its output_image with a different one"
         )  # fmt: skip
-    products = {shard: _write_shard(store, database, buckets, shard) for shard in profile.shard_keys()}
+    results = {shard: _write_shard(store, database, buckets, shard) for shard in profile.shard_keys()}
     rejects = database.execute(
         "SELECT manifest, line, reason, output_image FROM rejects ORDER BY source, line, id"
     )
@@ -314,8 +315,8 @@ def _write(
     for (reason,) in database.execute("SELECT reason FROM rejects"):
         reasons[reason_class(reason)] += 1
     by_split: Counter[str] = Counter()
-    for shard, product in products.items():
-        by_split[paths.split_of(shard)] += product.stats["records"]
+    for shard, result in results.items():
+        by_split[paths.split_of(shard)] += result.stats["records"]
     stats = {
         "sources": list(profile.source.manifests),
         "records": chosen,
@@ -323,24 +324,24 @@ def _write(
         "rejected": reasons.total(),
         "reasons": dict(sorted(reasons.items())),
         "by_split": dict(by_split),
-        "by_kind": _total(products, "by_kind"),
-        "by_edit_type": _total(products, "by_edit_type"),
-        "shards": len(products),
-        "photographs": sum(product.stats["photographs"] for product in products.values()),
+        "by_kind": _total(results, "by_kind"),
+        "by_edit_type": _total(results, "by_edit_type"),
+        "shards": len(results),
+        "photographs": sum(result.stats["photographs"] for result in results.values()),
     }
-    say(f"{chosen:,} records in {len(products)} shards, {reasons.total():,} rejects")
+    log(f"{chosen:,} records in {len(results)} shards, {reasons.total():,} rejects")
     digest = hashlib.blake2b(digest_size=16)
-    digest.update("".join(f"{product.content}\n" for product in products.values()).encode())
+    digest.update("".join(f"{result.content}\n" for result in results.values()).encode())
     digest.update(info.sha256.encode())
-    products[""] = Product({paths.MANIFEST_REJECTS: info}, stats, content=digest.hexdigest())
-    return products
+    results[""] = StageResult({paths.MANIFEST_REJECTS: info}, stats, content=digest.hexdigest())
+    return results
 
 
-def _write_shard(store: Store, database: sqlite3.Connection, buckets: Buckets, shard: str) -> Product:
+def _write_shard(store: Store, database: sqlite3.Connection, buckets: Buckets, shard: str) -> StageResult:
     digest = hashlib.blake2b(digest_size=16)
     types: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    photographs: set[str] = set()
+    photos: set[str] = set()
 
     def batches() -> Iterator[dict[str, Sequence[Any]]]:
         found = database.execute(
@@ -355,22 +356,22 @@ def _write_shard(store: Store, database: sqlite3.Connection, buckets: Buckets, s
                 digest.update(b"".join(content for _, _, content in places))
                 types.update(batch["edit_type"])
                 kinds.update(batch["kind"])
-                photographs.update(batch["source_id"])
+                photos.update(batch["source_id"])
                 yield batch
 
     name = paths.manifest_table(shard)
     info = write_columns(store, name, MANIFEST, batches())
     stats = {
         "records": types.total(),
-        "photographs": len(photographs),
+        "photographs": len(photos),
         "by_kind": dict(sorted(kinds.items())),
         "by_edit_type": dict(sorted(types.items())),
     }
-    return Product({name: info}, stats, content=digest.hexdigest())
+    return StageResult({name: info}, stats, content=digest.hexdigest())
 
 
 @contextmanager
-def _open_source(name: str, profile: Profile, say: Say) -> Iterator[tuple[IO[bytes], Path | None]]:
+def _open_source(name: str, profile: Profile, log: Log) -> Iterator[tuple[IO[bytes], Path | None]]:
     """(lines, the folder that its paths are relative to, None for a URL) of a manifest."""
     path = Path(name).expanduser()
     try:
@@ -378,10 +379,10 @@ def _open_source(name: str, profile: Profile, say: Say) -> Iterator[tuple[IO[byt
             from ..sample.make import ensure_sample
 
             folder = sample_folder(profile.source.sample)
-            ensure_sample(folder, profile.source.sample, say)
+            ensure_sample(folder, profile.source.sample, log)
             path = folder / "sft.jsonl"
         elif is_url(name):
-            path, _ = latest(name, profile.fetch, say)
+            path, _ = latest(name, profile.fetch, log)
         file = path.open("rb")
     except SourceError as error:
         raise ManifestError(f"manifest {error}") from error
@@ -425,8 +426,8 @@ def _count(database: sqlite3.Connection, query: str) -> int:
     return int(database.execute(query).fetchone()[0])
 
 
-def _total(products: dict[str, Product], name: str) -> dict[str, int]:
+def _total(results: dict[str, StageResult], name: str) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for product in products.values():
-        total.update(product.stats[name])
+    for result in results.values():
+        total.update(result.stats[name])
     return dict(sorted(total.items()))

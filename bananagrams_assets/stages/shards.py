@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from ..config import Profile, digest_of
+from ..progress import Log
 from ..storage import paths
-from ..storage.files import Product, Say
 from ..storage.sample_tar import Sample, SampleWriter, read_samples, sample_writer
 from ..storage.store import Store
 from ..storage.tables import SHARDS, by_key, read_table, write_table
 from ..vision.geometry import Floats, project, rescaled, resizing
 from ..vision.images import (
     RGB,
+    ImageError,
     Mask,
-    PictureError,
     decode,
     decode_mask,
     encode_jpeg,
@@ -31,7 +31,7 @@ from ..vision.images import (
 )
 from .edit_masks import with_masks
 from .reviews import judged_bad
-from .stage import STAGES
+from .stage import STAGES, StageResult
 from .statistics import by_edit_type, counts, histogram, median, reasons
 
 FORMAT_VERSION = "2"
@@ -59,7 +59,7 @@ class _Rows:
     masks: dict[str, dict[str, Any]]
 
 
-def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+def pack_shard(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
     """Write `shards/<split>/<shard>.tar` and a row for every record: written, or dropped at which stage.
 
     `input.jpg` is the stored picture itself if that is an upright RGB JPEG of no more than
@@ -88,18 +88,18 @@ def pack_shard(store: Store, profile: Profile, shard: str, say: Say) -> Product:
                 continue
             try:
                 written[pair.key] = _pack(tar, pair, mask, tables, profile, config_digest)
-            except PictureError as error:
+            except ImageError as error:
                 failures[pair.key] = str(error)
                 continue
             if len(written) % 200 == 0:
-                say(f"{shard}: {len(written)} samples written")
+                log(f"{shard}: {len(written)} samples written")
     rows = [_row(key, tables, written, failures) for key in sorted(tables.records)]
     files = {
         paths.shard_tar(shard): tar.file.info,
         paths.shard_table(shard): write_table(store, paths.shard_table(shard), SHARDS, rows),
     }
-    say(f"{shard}: {len(written)} samples, {len(rows) - len(written)} records dropped")
-    return Product(files, _stats(rows, tar.file.info.bytes))
+    log(f"{shard}: {len(written)} samples, {len(rows) - len(written)} records dropped")
+    return StageResult(files, _stats(rows, tar.file.info.bytes))
 
 
 def dataset_digest(profile: Profile) -> str:
@@ -146,11 +146,11 @@ def _pack(
 def _refuse_touched(data: bytes, is_larger: bool, received: str) -> None:
     """Raise PictureError for a stored picture that cannot be shipped as it was received."""
     if is_larger:
-        raise PictureError("untouched: it is larger than shards.largest_side_px")
+        raise ImageError("untouched: it is larger than shards.largest_side_px")
     if not is_plain_jpeg(data):
-        raise PictureError("untouched: it is no upright RGB JPEG and would have to be encoded")
+        raise ImageError("untouched: it is no upright RGB JPEG and would have to be encoded")
     if hashlib.sha256(data).hexdigest() != received:
-        raise PictureError("untouched: it was fitted to fetch.largest_side_px when it was fetched")
+        raise ImageError("untouched: it was fitted to fetch.largest_side_px when it was fetched")
 
 
 def is_plain_jpeg(data: bytes) -> bool:
@@ -159,9 +159,9 @@ def is_plain_jpeg(data: bytes) -> bool:
 
     if not data.startswith(b"\xff\xd8"):
         return False
-    with Image.open(io.BytesIO(data)) as picture:
-        upright = picture.getexif().get(ExifTags.Base.Orientation, 1) in (0, 1)
-        return picture.format == "JPEG" and picture.mode == "RGB" and upright
+    with Image.open(io.BytesIO(data)) as image:
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) in (0, 1)
+        return image.format == "JPEG" and image.mode == "RGB" and upright
 
 
 def _resized(rgb: RGB, size: tuple[int, int]) -> RGB:

@@ -16,15 +16,16 @@ import numpy as np
 import yaml
 
 from ..config import Profile
+from ..progress import Log
 from ..records.attribution import read_credit
 from ..storage import paths
-from ..storage.files import FileInfo, HashingWriter, Product, Say, hashing_writer, write_file
+from ..storage.files import HashingWriter, hashing_writer, write_file
 from ..storage.sample_tar import read_samples
-from ..storage.store import Store
+from ..storage.store import FileInfo, Store
 from ..storage.tables import read_table
 from ..vision.images import RGB, decode, decode_mask, encode_jpeg, fit
 from .shards import FORMAT_VERSION, PARTS, dataset_digest
-from .stage import read_receipt
+from .stage import StageResult, read_receipt
 from .statistics import histogram, kind_of, side_by_side
 
 CARD_SAMPLES = 4
@@ -36,7 +37,7 @@ _TO_SHARDS = "../../"
 """From a split's folder to the store's root: links in it are relative, on a disk and in a bucket alike."""
 
 
-def index_split(store: Store, profile: Profile, split: str, say: Say) -> Product:
+def index_split(store: Store, profile: Profile, split: str, log: Log) -> StageResult:
     """Write `index/<split>.json`, the attribution list, and a folder that other libraries load.
 
     In the JSON: `shards`, each with its store `name`, `shard`, `samples`, `bytes` and `sha256`; `samples`
@@ -53,7 +54,7 @@ def index_split(store: Store, profile: Profile, split: str, say: Say) -> Product
     rejected: Counter[tuple[str, str]] = Counter()
     pairs: Counter[str] = Counter()
     aligned: Counter[str] = Counter()
-    photographs = 0
+    photos = 0
     areas, confidences = array("d"), array("d")
     with hashing_writer(store, paths.index_attribution(split)) as attribution:
         _write_line(
@@ -75,7 +76,7 @@ def index_split(store: Store, profile: Profile, split: str, say: Say) -> Product
                 areas.append(row["area"])
                 confidences.append(row["confidence"])
             # All samples of a photograph are in one shard, so no list of the whole split is kept.
-            photographs += _write_credits(attribution, written, profile.source.license)
+            photos += _write_credits(attribution, written, profile.source.license)
             name = paths.shard_tar(shard)
             info = _tar_info(store, shard, name)
             shards.append(
@@ -90,7 +91,7 @@ def index_split(store: Store, profile: Profile, split: str, say: Say) -> Product
     index = {
         "split": split,
         "samples": len(areas),
-        "photographs": photographs,
+        "photographs": photos,
         "bytes": sum(shard["bytes"] for shard in shards),
         "shards": shards,
         **{f"by_{name}": dict(sorted(found.items())) for name, found in classes.items()},
@@ -113,18 +114,18 @@ def index_split(store: Store, profile: Profile, split: str, say: Say) -> Product
         "version": FORMAT_VERSION,
         "config_digest": dataset_digest(profile),
     }
-    picture = _picture(store, shards)
+    image = _image(store, shards)
     contents = {
         paths.index_json(split): _json(index),
         paths.index_wids(split): _json(_wids(split, shards)),
-        paths.index_card(split): (_front_matter(index) + _card(index, profile, bool(picture))).encode(),
-        **({paths.index_picture(split): picture} if picture else {}),
+        paths.index_card(split): (_front_matter(index) + _card(index, profile, bool(image))).encode(),
+        **({paths.index_image(split): image} if image else {}),
     }
     files = {name: write_file(store, name, data) for name, data in contents.items()}
-    say(f"{split}: {index['samples']:,} samples of {photographs:,} photographs")
+    log(f"{split}: {index['samples']:,} samples of {photos:,} photographs")
     stats = {name: value for name, value in index.items() if name not in ("shards", "alignment")}
     total = index["alignment"]
-    return Product(
+    return StageResult(
         {**files, paths.index_attribution(split): attribution.info},
         {**stats, "shards": len(shards), "aligned": total["aligned"], "pairs": total["pairs"]},
     )
@@ -199,7 +200,7 @@ def _front_matter(index: dict[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)}---\n"
 
 
-def _picture(store: Store, shards: list[dict[str, Any]]) -> bytes | None:
+def _image(store: Store, shards: list[dict[str, Any]]) -> bytes | None:
     """The first samples, photograph and mask, as JPEG."""
     from ..vision.overlay import sheet, tinted
 
@@ -215,7 +216,7 @@ def _picture(store: Store, shards: list[dict[str, Any]]) -> bytes | None:
     return encode_jpeg(sheet(strips, captions), 85) if strips else None
 
 
-def _card(index: dict[str, Any], profile: Profile, with_picture: bool) -> str:
+def _card(index: dict[str, Any], profile: Profile, with_image: bool) -> str:
     """The dataset card, in Markdown."""
     split = index["split"]
     dropped = sum(sum(reasons.values()) for reasons in index["rejected"].values())
@@ -227,7 +228,7 @@ def _card(index: dict[str, Any], profile: Profile, with_picture: bool) -> str:
 {index["samples"]:,} samples of {index["photographs"]:,} photographs in {len(index["shards"])} shards,
 {index["bytes"] / 1e6:,.1f} MB. Format version {index["version"]}, configuration {index["config_digest"]}.
 
-{PICTURE if with_picture else ""}
+{PICTURE if with_image else ""}
 ## How to read it
 
 ```python

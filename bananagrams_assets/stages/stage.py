@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import Profile, digest_of, flatten
-from ..records.sources import fingerprint, quiet
+from ..errors import BananagramsError
+from ..progress import Log, ignore_progress
+from ..records.sources import fingerprint
 from ..storage import paths
-from ..storage.files import FileInfo, Product, Say
-from ..storage.store import Conflict, MissingObject, Store, StoreError
+from ..storage.store import Conflict, FileInfo, MissingObject, Store, StoreError
 from .reviews import verdicts_version
 
-WHOLE = "whole"
+UNPARTITIONED = "whole"
 """The partition name of an asset that has no partitions."""
 
 
@@ -77,6 +78,21 @@ SHARD_STAGES = tuple(name for name, stage in STAGES.items() if stage.per == "sha
 
 
 @dataclass(frozen=True)
+class StageResult:
+    """What a stage made.
+
+    `files` maps store names to what was written, `stats` holds JSON-able numbers, `preview` is one small
+    JPEG (at most 40 KB) and `content` the data version where the files' own digests will not do because
+    they hold timings.
+    """
+
+    files: Mapping[str, FileInfo]
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    preview: bytes | None = None
+    content: str | None = None
+
+
+@dataclass(frozen=True)
 class Receipt:
     """What one asset partition was made from, and what it holds."""
 
@@ -109,21 +125,26 @@ def read_preview(store: Store, asset: str, partition: str) -> bytes | None:
 
 
 def write_receipt(
-    store: Store, profile: Profile, asset: str, partition: str, product: Product, upstream: Mapping[str, str]
+    store: Store,
+    profile: Profile,
+    asset: str,
+    partition: str,
+    result: StageResult,
+    upstream: Mapping[str, str],
 ) -> Receipt:
     """Record that a partition is finished; call it after all its files are in the store.
 
     Another run's receipt of the same work is left as it is. Raises Conflict for one of other work.
     """
     stage = STAGES[asset]
-    content = product.content or digest_of({name: info.sha256 for name, info in product.files.items()})
+    content = result.content or digest_of({name: info.sha256 for name, info in result.files.items()})
     receipt = Receipt(
         asset, partition, stage.version, stage.settings(profile), dict(upstream), content,
-        dict(product.files), dict(product.stats),
+        dict(result.files), dict(result.stats),
     )  # fmt: skip
-    if product.preview:
-        store.write(paths.receipt_preview(asset, partition), product.preview)
-    document = dict(vars(receipt), files={name: vars(info) for name, info in product.files.items()})
+    if result.preview:
+        store.write(paths.receipt_preview(asset, partition), result.preview)
+    document = dict(vars(receipt), files={name: vars(info) for name, info in result.files.items()})
     try:
         store.write(paths.receipt(asset, partition), json.dumps(document, sort_keys=True, indent=1).encode())
     except Conflict:
@@ -145,7 +166,9 @@ def _work(receipt: Receipt) -> Any:
 def partitions_of(profile: Profile, asset: str) -> list[str]:
     """Partition names of an asset, in order."""
     per = STAGES[asset].per
-    return {"shard": profile.shard_keys(), "split": list(profile.splits.by_name()), "whole": [WHOLE]}[per]
+    return {"shard": profile.shard_keys(), "split": list(profile.splits.by_name()), "whole": [UNPARTITIONED]}[
+        per
+    ]
 
 
 def upstream_partitions(profile: Profile, asset: str, partition: str) -> Iterator[tuple[str, str]]:
@@ -161,7 +184,7 @@ def upstream_partitions(profile: Profile, asset: str, partition: str) -> Iterato
 
 
 def upstream_versions(
-    store: Store, profile: Profile, asset: str, partition: str, say: Say = quiet
+    store: Store, profile: Profile, asset: str, partition: str, log: Log = ignore_progress
 ) -> dict[str, str]:
     """Data version of everything that a partition reads; "" where it was never built.
 
@@ -169,7 +192,7 @@ def upstream_versions(
     """
     if asset == "manifest":
         sources = [*profile.source.manifests, *filter(None, [profile.source.open_images.csv])]
-        return {source: fingerprint(source, profile.fetch, say) for source in sources}
+        return {source: fingerprint(source, profile.fetch, log) for source in sources}
     versions = {}
     for name, part in upstream_partitions(profile, asset, partition):
         receipt = read_receipt(store, name, part)
@@ -238,7 +261,7 @@ class Outcome:
     reasons: list[str]
 
 
-class UpstreamMissing(RuntimeError):
+class UpstreamMissing(BananagramsError, RuntimeError):
     """A partition was asked for before what it reads was built."""
 
 
@@ -249,7 +272,7 @@ class PublicStore(StoreError):
 _private: set[str] = set()
 
 
-def refuse_public(store: Store, profile: Profile, say: Say) -> None:
+def refuse_public(store: Store, profile: Profile, log: Log) -> None:
     """Raise PublicStore where anybody can read the store, unless `store.may_be_public`.
 
     Asked once a process and store; what was found out goes to `say`.
@@ -263,7 +286,7 @@ def refuse_public(store: Store, profile: Profile, say: Say) -> None:
             f"from these sources is not to be passed on ({profile.source.license}). Make the bucket private, "
             "or set store.may_be_public=true where the licence of your own sources lets you"
         )
-    say(f"{store.url} is not readable for everybody: {'; '.join(notes)}")
+    log(f"{store.url} is not readable for everybody: {'; '.join(notes)}")
     _private.add(store.url)
 
 
@@ -272,8 +295,8 @@ def run_stage(
     profile: Profile,
     asset: str,
     partition: str,
-    build: Callable[[Store, Profile, str, Say], Product],
-    say: Say,
+    build: Callable[[Store, Profile, str, Log], StageResult],
+    log: Log,
     rebuild: bool = False,
     else_because: str = "",
 ) -> Outcome:
@@ -283,11 +306,11 @@ def run_stage(
     files are read is compared with their receipts. Raises UpstreamMissing, PublicStore, Conflict,
     DamagedObject, StoreError, OSError.
     """
-    refuse_public(store, profile, say)
+    refuse_public(store, profile, log)
     store = store.for_run(
         paths.outputs(asset, partition), _upstream_digests(store, profile, asset, partition)
     )
-    upstream = upstream_versions(store, profile, asset, partition, say)
+    upstream = upstream_versions(store, profile, asset, partition, log)
     if missing := [name for name, version in upstream.items() if not version]:
         raise UpstreamMissing(f"{asset}/{partition} reads {', '.join(missing)}: build that first")
     reasons = ["rebuild asked for"] if rebuild else why_stale(store, profile, asset, partition)
@@ -295,8 +318,8 @@ def run_stage(
         reasons = [else_because]
     receipt = read_receipt(store, asset, partition)
     if receipt and not reasons:
-        say(f"{asset}/{partition} is up to date ({receipt.data_version})")
+        log(f"{asset}/{partition} is up to date ({receipt.data_version})")
         return Outcome(receipt, [])
-    say(f"{asset}/{partition}: {'; '.join(reasons)}")
-    product = build(store, profile, partition, say)
-    return Outcome(write_receipt(store, profile, asset, partition, product, upstream), reasons)
+    log(f"{asset}/{partition}: {'; '.join(reasons)}")
+    result = build(store, profile, partition, log)
+    return Outcome(write_receipt(store, profile, asset, partition, result, upstream), reasons)

@@ -70,11 +70,11 @@ def preview(strips: list[RGB], captions: list[list[str]]) -> bytes | None:
     return preview_jpeg(sheet(strips, captions), PREVIEW_BYTES) if strips else None
 
 
-def side_by_side(pictures: list[RGB]) -> RGB:
+def side_by_side(images: list[RGB]) -> RGB:
     """Pictures of one height, left to right."""
-    height = min(picture.shape[0] for picture in pictures)
+    height = min(image.shape[0] for image in images)
     scaled = [
-        cv2.resize(picture, (max(1, round(picture.shape[1] * height / picture.shape[0])), height))
-        for picture in pictures
+        cv2.resize(image, (max(1, round(image.shape[1] * height / image.shape[0])), height))
+        for image in images
     ]
     return np.ascontiguousarray(np.concatenate(scaled, axis=1), np.uint8)

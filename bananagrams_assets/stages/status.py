@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import Profile
-from ..fetching.spool import pictures_in, spool_folder
+from ..fetching.spool import images_in, spool_folder
 from ..storage.store import Store
 from .stage import Receipt, read_receipt
 
@@ -33,7 +33,7 @@ class ShardStatus:
     to_retry: int = 0
     bytes: int = 0
     waiting: int = 0
-    pictures: int = 0
+    images: int = 0
     seconds: float = 0.0
     reasons: Mapping[str, int] = field(default_factory=dict)
 
@@ -48,7 +48,7 @@ class Status:
 
     shards: Sequence[ShardStatus]
     total: ShardStatus
-    pictures_per_s: float | None
+    images_per_s: float | None
     left_s: float | None
 
 
@@ -60,20 +60,20 @@ def status_of(store: Store, profile: Profile) -> Status:
         name: sum(getattr(shard, name) for shard in shards)
         for name in (
             "records", "done", "ok", "failed", "refused", "to_retry", "bytes", "waiting",
-            "pictures", "seconds",
+            "images", "seconds",
         )
     }  # fmt: skip
     reasons: Counter[str] = Counter()
     for shard in shards:
         reasons.update(shard.reasons)
     total = ShardStatus("total", **numbers, reasons=dict(reasons.most_common()))
-    rate = total.pictures / total.seconds if total.pictures and total.seconds else None
+    rate = total.images / total.seconds if total.images and total.seconds else None
     missing = max(0, 2 * (total.records - total.done) - total.waiting)
     left = missing / rate if rate else (0.0 if not missing else None)
     return Status(shards, total, rate, left)
 
 
-def failures_that_may_pass(store: Store, shard: str) -> int:
+def retryable_failures(store: Store, shard: str) -> int:
     """How many rows of a finished shard are worth asking for again."""
     return int(_stat(read_receipt(store, "image_pairs", shard), "to_retry"))
 
@@ -85,8 +85,8 @@ def _shard(store: Store, shard: str) -> ShardStatus:
         records=_stat(manifest, "records"),
         done=_stat(pairs, "records"),
         **{name: _stat(pairs, name) for name in ("ok", "failed", "refused", "to_retry", "bytes")},
-        waiting=len(pictures_in(spool_folder(store.url, shard))),
-        pictures=_stat(pairs, "fetched"),
+        waiting=len(images_in(spool_folder(store.url, shard))),
+        images=_stat(pairs, "fetched"),
         seconds=_stat(pairs, "run_seconds"),
         reasons=pairs.stats.get("reasons", {}) if pairs else {},
     )

@@ -13,18 +13,21 @@ import cv2
 import numpy as np
 
 from ..config import MaskSettings, Profile
+from ..progress import Log
 from ..storage import paths
-from ..storage.files import FileInfo, Product, Say, write_file
+from ..storage.files import write_file
+from ..storage.local import LocalStore
 from ..storage.sample_tar import Sample, SampleError, read_folder, read_samples
-from ..storage.store import LocalStore, Store
+from ..storage.store import FileInfo, Store
 from ..storage.tables import by_key, read_table
 from ..vision.geometry import Floats, frame, project, rescaled, resizing, warp
-from ..vision.images import RGB, Mask, PictureError, decode, decode_mask, encode_jpeg, fitted_size, resize
+from ..vision.images import RGB, ImageError, Mask, decode, decode_mask, encode_jpeg, fitted_size, resize
 from ..vision.mask import edit_mask
 from ..vision.overlay import heat_map, outline, preview_jpeg, sheet, strip, tinted
 from ..vision.page import REJECTED, PageRow, render_contents, render_page, render_summary
 from .edit_masks import with_masks
 from .image_pairs import decode_pair
+from .stage import StageResult
 from .statistics import PREVIEW_BYTES, PREVIEW_PAIRS, histogram, median, side_by_side
 
 CONTENTS = "index.html"
@@ -44,7 +47,7 @@ class View:
     mask: Mask
 
 
-def draw_overlays(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+def draw_overlays(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
     """Write `overlays/<shard>/`: a picture a sample, a contact sheet, and the page that shows them.
 
     Samples come least confident first, `overlays.max_samples` of them; then every record that was lost,
@@ -65,13 +68,13 @@ def draw_overlays(store: Store, profile: Profile, shard: str, say: Say) -> Produ
                 continue
             try:
                 drawing.add(pair.key, _view(pair, mask, aligned[pair.key], records[pair.key], profile))
-            except (PictureError, cv2.error, np.linalg.LinAlgError) as error:
+            except (ImageError, cv2.error, np.linalg.LinAlgError) as error:
                 lost.setdefault(pair.key, str(error))
     rows = [_page_row(records[key], made.get(key), lost.get(key, "")) for key in (*wanted, *rejected)]
-    product = drawing.finish(shard, rows, len(made), median(row["confidence"] for row in made.values()))
+    result = drawing.finish(shard, rows, len(made), median(row["confidence"] for row in made.values()))
     page = render_contents("Edit masks", profile.shard_keys()).encode()
     contents = {paths.OVERLAYS_CONTENTS: write_file(store, paths.OVERLAYS_CONTENTS, page)}
-    return replace(product, files={**product.files, **contents})
+    return replace(result, files={**result.files, **contents})
 
 
 def draw_overlays_of(path: Path, output: Path, profile: Profile) -> Path:
@@ -94,7 +97,7 @@ def draw_overlays_of(path: Path, output: Path, profile: Profile) -> Path:
             if sample.key in drawing.order:
                 try:
                     drawing.add(sample.key, _view_of(sample, profile))
-                except (PictureError, cv2.error, np.linalg.LinAlgError) as error:
+                except (ImageError, cv2.error, np.linalg.LinAlgError) as error:
                     reason = rows[sample.key].reason or str(error)
                     rows[sample.key] = replace(rows[sample.key], mask=REJECTED, reason=reason)
     shown = [rows[key] for key in wanted]
@@ -126,13 +129,13 @@ class _Drawing:
         self._write(name, encode_jpeg(np.concatenate(panels, axis=1), self.settings.jpeg_quality))
         height, width = view.before.shape[:2]
         self._drawn[key] = {
-            "picture": name, "panels": len(panels), "width": width, "height": height,
+            "image": name, "panels": len(panels), "width": width, "height": height,
             "outline": outline(view.mask, (width, height)),
         }  # fmt: skip
         if self.order[key] < SHEET_SAMPLES:
             self._sheet[key] = _on_sheet(view)
 
-    def finish(self, name: str, rows: Sequence[PageRow], masks: int, confidence: float | None) -> Product:
+    def finish(self, name: str, rows: Sequence[PageRow], masks: int, confidence: float | None) -> StageResult:
         """The pages; `masks` and their median `confidence` are of the whole shard, drawn or not."""
         rows = [replace(row, **self._drawn.get(row.key, {})) for row in rows]
         captions = {row.key: [row.text] for row in rows}
@@ -157,7 +160,7 @@ class _Drawing:
         self._write("index.html", render_page(f"Edit masks: {name}", name, rows, f"../{CONTENTS}").encode())
         self._delete_others()
         stats = {name: figures[name] for name in ("masks", "rejected", "unsure")}
-        return Product(self.files, {**stats, "drawn": len(self._drawn)}, preview)
+        return StageResult(self.files, {**stats, "drawn": len(self._drawn)}, preview)
 
     def _write(self, name: str, data: bytes) -> None:
         self.files[self._root + name] = write_file(self.store, self._root + name, data)
@@ -231,9 +234,9 @@ def draw(
     return View(shown, warp(after, homography, small)[0], found.difference, fitted)
 
 
-def _at(picture: RGB, size: tuple[int, int]) -> RGB:
-    same = (picture.shape[1], picture.shape[0]) == size
-    return picture if same else np.asarray(resize(picture, size), np.uint8)
+def _at(image: RGB, size: tuple[int, int]) -> RGB:
+    same = (image.shape[1], image.shape[0]) == size
+    return image if same else np.asarray(resize(image, size), np.uint8)
 
 
 def _mask_at(mask: Mask, size: tuple[int, int]) -> Mask:
@@ -321,14 +324,14 @@ def _told(sample: Sample) -> PageRow:
 def _view_of(sample: Sample, profile: Profile) -> View:
     photo, mask_png, edited = sample.part("input"), sample.parts.get("mask.png"), sample.part("edited")
     if photo is None or mask_png is None:
-        raise PictureError(f"no {'input.jpg' if photo is None else 'mask.png'} in this sample")
-    picture, mask = decode(photo, _MAX_PIXELS), decode_mask(mask_png)
-    if mask.shape != picture.shape[:2]:
-        raise PictureError(
-            f"the mask is {mask.shape[1]} x {mask.shape[0]}, the photograph {picture.shape[1]} x "
-            f"{picture.shape[0]}"
+        raise ImageError(f"no {'input.jpg' if photo is None else 'mask.png'} in this sample")
+    image, mask = decode(photo, _MAX_PIXELS), decode_mask(mask_png)
+    if mask.shape != image.shape[:2]:
+        raise ImageError(
+            f"the mask is {mask.shape[1]} x {mask.shape[0]}, the photograph {image.shape[1]} x "
+            f"{image.shape[0]}"
         )
-    size = picture.shape[1], picture.shape[0]
+    size = image.shape[1], image.shape[0]
     after, homography, overlap, scope = None, np.eye(3), frame(size), ""
     if edited is not None:
         try:
@@ -341,4 +344,4 @@ def _view_of(sample: Sample, profile: Profile) -> View:
             told = None
         if after is not None and after.shape[:2] != told:
             after = None
-    return draw(picture, after, homography, overlap, mask, scope, profile.mask, profile.overlays.tile_px)
+    return draw(image, after, homography, overlap, mask, scope, profile.mask, profile.overlays.tile_px)

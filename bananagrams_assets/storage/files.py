@@ -3,40 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
-if TYPE_CHECKING:
-    from .store import Store
-
-Say = Callable[[str], None]
-"""Takes one line of progress for people."""
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """An object in the store: its length in bytes, and its SHA-256 in hex or its digest of `members` (see
-    `digests`)."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Product:
-    """What a stage made.
-
-    `files` maps store names to what was written, `stats` holds JSON-able numbers, `preview` is one small
-    JPEG (at most 40 KB) and `content` the data version where the files' own digests will not do because
-    they hold timings.
-    """
-
-    files: Mapping[str, FileInfo]
-    stats: Mapping[str, Any] = field(default_factory=dict)
-    preview: bytes | None = None
-    content: str | None = None
+from .store import FileInfo, Store
 
 
 class HashingWriter:

@@ -53,7 +53,7 @@ def index_card(split: str) -> str:
     return f"index/{split}/README.md"
 
 
-def index_picture(split: str) -> str:
+def index_image(split: str) -> str:
     return f"index/{split}/samples.jpg"
 
 

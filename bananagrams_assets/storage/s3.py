@@ -27,6 +27,7 @@ from .store import (
     MACHINE_FAULTS,
     TEMPORARY,
     Conflict,
+    FileInfo,
     MissingObject,
     RunView,
     StoreError,
@@ -42,7 +43,6 @@ from .store import (
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from .files import FileInfo
 
 PART_BYTES = 5 * 2**20
 """Of a multipart upload, the least that S3 takes; more where an object would have more than 10,000 parts."""
@@ -394,7 +394,7 @@ class S3Store(RunView):
                 self._answered.set()
                 return answer
             except (exceptions.ClientError, exceptions.HTTPClientError) as error:
-                if not self._may_pass(error) or time.monotonic() > ends:
+                if not self._is_retryable(error) or time.monotonic() > ends:
                     with self._clear_errors(name):
                         raise
             except exceptions.BotoCoreError:
@@ -403,7 +403,7 @@ class S3Store(RunView):
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 8.0)
 
-    def _may_pass(self, error: Exception) -> bool:
+    def _is_retryable(self, error: Exception) -> bool:
         if not isinstance(error, _botocore_exceptions().ClientError):
             return self._answered.is_set()
         self._answered.set()

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, TypeAlias, cast
 
+from ..errors import BananagramsError
 from .files import HashingWriter, hashing_writer
 from .store import Store
 
@@ -23,7 +24,7 @@ _READ = 2**18
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
 
 
-class SampleError(ValueError):
+class SampleError(BananagramsError, ValueError):
     """A tar or a folder that holds no samples as it should; the message names the file and why."""
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from .files import FileInfo, hashing_writer
-from .store import Store
+from .files import hashing_writer
+from .store import FileInfo, Store
 
 MANIFEST = {
     "key": str,
@@ -38,7 +38,7 @@ PAIRS = {
     "status": str,
     "reason": str,
     "part": str,
-    "may_pass": bool,
+    "retryable": bool,
     "http_status": int,
     "attempts": int,
     "bytes_input": int,
@@ -52,7 +52,7 @@ PAIRS = {
     "height": int,
     "edited_width": int,
     "edited_height": int,
-    "origins": str,
+    "candidates": str,
 }
 ALIGNED = {
     "key": str,
@@ -99,6 +99,9 @@ SHARDS = {
     "part_bytes": list[int],
     "sha256": list[str],
 }
+
+RENAMED = {"may_pass": "retryable", "origins": "candidates"}
+"""Column names of tables that earlier versions wrote, and the names that readers see."""
 
 _BATCH = 4096
 
@@ -156,7 +159,9 @@ def read_table(store: Store, name: str) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     with store.local_path(name) as path:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
+    columns = [RENAMED.get(column, column) for column in table.column_names]
+    rows: list[dict[str, Any]] = table.rename_columns(columns).to_pylist()
     return rows
 
 

@@ -188,7 +188,7 @@ def attempts(before: RGB, after: RGB, settings: AlignSettings) -> Iterator[Fit |
     The last three, for pictures drawn in another style, are silent where they fail: the reason is what the
     features had.
     """
-    fixed, moving = (_view(picture, settings.working_side_px) for picture in (before, after))
+    fixed, moving = (_view(image, settings.working_side_px) for image in (before, after))
     corners = _corners(fixed.detail, CELL_PX)
     best: Fit | None = None
     for start in _starts(fixed, moving, settings):
@@ -196,7 +196,7 @@ def attempts(before: RGB, after: RGB, settings: AlignSettings) -> Iterator[Fit |
         yield found
         best = _surer(best, found)
     # Shapes alone, on much smaller copies: what brush strokes and snow leave as it was.
-    small = [_view(picture, COARSE_SHARE * settings.working_side_px) for picture in (before, after)]
+    small = [_view(image, COARSE_SHARE * settings.working_side_px) for image in (before, after)]
     corners = _corners(small[0].detail, COARSE_CELL_PX)
     found = _refined(small[0], small[1], corners, _in_the_same_frame(*small), settings)
     if isinstance(found, Fit):
@@ -218,10 +218,10 @@ def _surer(best: Fit | None, found: Fit | str) -> Fit | None:
     return found if best is None or found.confidence > best.confidence else best
 
 
-def _view(picture: RGB, side_px: float) -> _View:
-    full = _size(picture)
+def _view(image: RGB, side_px: float) -> _View:
+    full = _size(image)
     size = _working_size(full, side_px)
-    grey = np.asarray(resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), size), np.uint8)
+    grey = np.asarray(resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size), np.uint8)
     return _View(full, size, grey, _detail(grey))
 
 
@@ -248,8 +248,8 @@ def _toned(fixed: _View, moving: _View, homography: Floats) -> _View:
     return _View(fixed.full, fixed.size, toned, _detail(toned))
 
 
-def _size(picture: RGB) -> Size:
-    return picture.shape[1], picture.shape[0]
+def _size(image: RGB) -> Size:
+    return image.shape[1], image.shape[0]
 
 
 def _working_size(size: Size, side_px: float) -> Size:
@@ -516,8 +516,8 @@ def _alike(one: NDArray[np.uint8], other: NDArray[np.uint8], overlap: Floats) ->
     # At half size, because finer detail is what editors make anew.
     half, cells = ((max(1, width // side), max(1, height // side)) for side in (2, COMPARED_PX))
     inside = polygon_mask(project(resizing((width, height), half), overlap), half).astype(np.float32)
-    a, b = ((resize(picture, half).astype(np.float32) - 128) * inside for picture in (one, other))
-    both, first, second, share = (resize(product, cells) for product in (a * b, a * a, b * b, inside))
+    a, b = ((resize(image, half).astype(np.float32) - 128) * inside for image in (one, other))
+    both, first, second, share = (resize(result, cells) for result in (a * b, a * a, b * b, inside))
     clear = (share > 0.5) & (first > 60 * share)
     return np.asarray((both / cv2.sqrt(first * second + 1))[clear], np.float64)
 
@@ -528,7 +528,7 @@ def _equal(before: RGB, after: RGB) -> Alignment | None:
     size = fitted_size(target, EQUAL_PX)
     if abs(np.log(target[0] / target[1] * source[1] / source[0])) > 0.1:
         return None
-    if cv2.absdiff(*(resize(picture, size) for picture in (before, after))).mean() > EQUAL_LEVELS:
+    if cv2.absdiff(*(resize(image, size) for image in (before, after))).mean() > EQUAL_LEVELS:
         return None
     homography = resizing(source, target)
     return Alignment(homography, "equal", 0, 0.0, 0.0, frame(target), 1.0, EQUAL_CONFIDENCE, True, "")

@@ -105,13 +105,13 @@ def warp(after: RGB, homography: Floats, size: Size) -> tuple[RGB, Mask]:
     if np.array_equal(homography, np.eye(3)) and source == size:
         return after, known
     shrink = _shrinkage(homography, source, size)
-    picture: NDArray[Any] = after
+    image: NDArray[Any] = after
     if shrink < 0.75:
         smaller = max(1, round(source[0] * shrink)), max(1, round(source[1] * shrink))
-        picture = cv2.resize(after, smaller, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(after, smaller, interpolation=cv2.INTER_AREA)
         homography = homography @ resizing(smaller, source)
     warped = cv2.warpPerspective(
-        picture, homography, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        image, homography, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     return np.asarray(warped, np.uint8), known
 

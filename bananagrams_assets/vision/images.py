@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
+from ..errors import BananagramsError
+
 RGB: TypeAlias = NDArray[np.uint8]
 """(H, W, 3)"""
 Mask: TypeAlias = NDArray[np.bool_]
@@ -33,7 +35,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 """What files of these formats are called."""
 
 
-class PictureError(ValueError):
+class ImageError(BananagramsError, ValueError):
     """Bytes that give no usable picture; the message says what is wrong with them."""
 
 
@@ -48,11 +50,11 @@ class Probe:
 
 def probe(data: bytes, max_pixels: int) -> Probe:
     """Read the header alone. Raises PictureError for what is no picture or has more than `max_pixels`."""
-    picture = _open(data, max_pixels)
-    width, height = picture.size
-    if _orientation(picture) >= 5:
+    image = _open(data, max_pixels)
+    width, height = image.size
+    if _orientation(image) >= 5:
         width, height = height, width
-    return Probe(picture.format or "", width, height)
+    return Probe(image.format or "", width, height)
 
 
 def decode(data: bytes, max_pixels: int) -> RGB:
@@ -61,11 +63,11 @@ def decode(data: bytes, max_pixels: int) -> RGB:
     Raises PictureError for what is no picture, is broken or truncated, or has more than `max_pixels`
     by its header, before any pixel is decoded. Colour profiles are not applied.
     """
-    picture = _open(data, max_pixels)
-    orientation = _orientation(picture)
-    rgb = _decode_jpeg(picture, data)
+    image = _open(data, max_pixels)
+    orientation = _orientation(image)
+    rgb = _decode_jpeg(image, data)
     if rgb is None:
-        rgb = _decode_any(picture)
+        rgb = _decode_any(image)
     return np.ascontiguousarray(_upright(rgb, orientation))
 
 
@@ -87,7 +89,7 @@ def decode_mask(data: bytes) -> Mask:
     """The bool (H, W) mask of a PNG of any depth: True from mid-grey up. Raises PictureError."""
     grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if grey is None:
-        raise PictureError(f"not a mask: {_beginning(data)}")
+        raise ImageError(f"not a mask: {_beginning(data)}")
     return np.asarray(grey >= 128)
 
 
@@ -103,12 +105,10 @@ def fitted_size(size: tuple[int, int], largest_side_px: int) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def resize(picture: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """The picture at (width, height): averaged over areas where it shrinks, bilinear where it grows."""
-    shrinks = size[0] <= picture.shape[1] and size[1] <= picture.shape[0]
-    return np.asarray(
-        cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    )
+    shrinks = size[0] <= image.shape[1] and size[1] <= image.shape[0]
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
@@ -123,20 +123,20 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         if factory is None or accept is None or accept(data[:16]) is not True:
             continue
         try:
-            picture = factory(io.BytesIO(data), "")
+            image = factory(io.BytesIO(data), "")
         except MemoryError:
             raise
         except Exception as error:  # readers raise every kind of error over bytes they do not expect
-            raise PictureError(f"broken {name}: {_words(error)}") from error
-        width, height = picture.size
+            raise ImageError(f"broken {name}: {_words(error)}") from error
+        width, height = image.size
         if width < 1 or height < 1:
-            raise PictureError(f"broken {name}: its size is {width} x {height}")
+            raise ImageError(f"broken {name}: its size is {width} x {height}")
         if width * height > max_pixels:
-            raise PictureError(
+            raise ImageError(
                 f"too large: {width} x {height} is {width * height:,} pixels, the limit is {max_pixels:,}"
             )
-        return picture
-    raise PictureError(f"not a picture: {_beginning(data)}")
+        return image
+    raise ImageError(f"not a picture: {_beginning(data)}")
 
 
 @cache
@@ -148,33 +148,33 @@ def _register_readers() -> None:
             import_module(f"PIL.{name}ImagePlugin")
 
 
-def _orientation(picture: ImageFile.ImageFile) -> int:
+def _orientation(image: ImageFile.ImageFile) -> int:
     """EXIF orientation 1..8 from the header; 1 where there is none or it makes no sense.
 
     Pillow turns TIFF upright itself. For PNG its own `getexif` would decode the pixels in search of a
     late chunk, which the format forbids (PNG third edition, 5.6: eXIf stands before IDAT).
     """
-    if picture.format == "TIFF":
+    if image.format == "TIFF":
         return 1
     try:
-        value = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken EXIF block is no reason to lose the picture
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _decode_jpeg(picture: ImageFile.ImageFile, data: bytes) -> RGB | None:
+def _decode_jpeg(image: ImageFile.ImageFile, data: bytes) -> RGB | None:
     """Unturned RGB of an ordinary JPEG; None where Pillow has to judge.
 
     OpenCV fills what a truncated file lacks with grey and says nothing, so only files with their end
     marker are read here.
     """
-    if picture.format != "JPEG" or picture.mode not in ("RGB", "L"):
+    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     if data.find(b"\xff\xd9", _scan_start(data)) < 0:
         return None
     rgb = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if rgb is None or rgb.shape != (picture.height, picture.width, 3):
+    if rgb is None or rgb.shape != (image.height, image.width, 3):
         return None
     return np.asarray(rgb, np.uint8)
 
@@ -187,24 +187,24 @@ def _scan_start(data: bytes) -> int:
     return position
 
 
-def _decode_any(picture: ImageFile.ImageFile) -> RGB:
+def _decode_any(image: ImageFile.ImageFile) -> RGB:
     """Unturned RGB of anything Pillow reads."""
     try:
-        picture.load()
-        if picture.mode.startswith("I;16"):
-            grey = np.asarray(picture).astype(np.uint32)
+        image.load()
+        if image.mode.startswith("I;16"):
+            grey = np.asarray(image).astype(np.uint32)
             return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-        if picture.mode in ("I", "F"):
-            raise PictureError(f"{picture.format} with 32-bit samples: their white is not known")
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
+        if image.mode in ("I", "F"):
+            raise ImageError(f"{image.format} with 32-bit samples: their white is not known")
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
             white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
             return np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
-        return np.asarray(picture.convert("RGB"))
-    except (MemoryError, PictureError):
+        return np.asarray(image.convert("RGB"))
+    except (MemoryError, ImageError):
         raise
     except Exception as error:  # decoders raise every kind of error over bytes they do not expect
-        raise PictureError(f"broken {picture.format}: {_words(error)}") from error
+        raise ImageError(f"broken {image.format}: {_words(error)}") from error
 
 
 def _upright(rgb: RGB, orientation: int) -> RGB:
@@ -218,10 +218,10 @@ def _upright(rgb: RGB, orientation: int) -> RGB:
     return rgb
 
 
-def _encode(extension: str, picture: Any, parameters: list[int]) -> bytes:
-    done, buffer = cv2.imencode(extension, picture, parameters)
+def _encode(extension: str, image: Any, parameters: list[int]) -> bytes:
+    done, buffer = cv2.imencode(extension, image, parameters)
     if not done:
-        raise PictureError(f"cannot be written as {extension[1:]}: array of shape {picture.shape}")
+        raise ImageError(f"cannot be written as {extension[1:]}: array of shape {image.shape}")
     return buffer.tobytes()
 
 

@@ -119,7 +119,7 @@ def edit_mask(
     known = known_area(overlap, size, work, settings.border_px)
 
     tone = explain_tone(small, drawn, known)
-    difference = lab_difference(small, tone.picture, settings.blur_kernel_px)
+    difference = lab_difference(small, tone.image, settings.blur_kernel_px)
     difference[~known] = 0
     noise = noise_level(difference, tone.unchanged)
     low = max(settings.threshold_low, settings.noise_low * noise)
@@ -137,7 +137,7 @@ def edit_mask(
     mask = opened_and_closed(mask, difference > low / 2, settings.open_px, settings.close_px)
     mask = without_faint_lines(mask, difference)
     if mask.sum() > LARGE_SHARE * known.sum():
-        mask = joined(mask, lost_detail(small, tone.picture) & known)
+        mask = joined(mask, lost_detail(small, tone.image) & known)
     mask = gaps_filled(mask)
     mask, components = without_specks(mask, settings.smallest_component)
     area = float(mask[known].mean()) if known.any() else 0.0
@@ -324,7 +324,7 @@ def traded_gaps_closed(mask: Mask, before: RGB, after: RGB) -> Mask:
     if not gaps.any() or not around.any():
         return mask
     units = np.sqrt(LAB_WEIGHTS[0])
-    one, other = (_lab(picture, 1) * units for picture in (before, after))
+    one, other = (_lab(image, 1) * units for image in (before, after))
     change = one[mask] - other[mask]
     typical = float(np.linalg.norm(change, axis=1).mean())
     if np.linalg.norm(change.mean(axis=0)) > TRADED_SHARE * typical:
@@ -351,12 +351,12 @@ def strokes(mask: Mask, clear: Mask, width_px: int, height_px: int) -> Mask:
 
 def opened_and_closed(mask: Mask, above_noise: Mask, open_px: int, close_px: int) -> Mask:
     """Opening, then closing that only fills what is above the noise: the inside of letters stays open."""
-    picture = mask.astype(np.uint8)
+    image = mask.astype(np.uint8)
     if open_px > 1:
-        picture = cv2.morphologyEx(picture, cv2.MORPH_OPEN, _disc(open_px)).astype(np.uint8)
+        image = cv2.morphologyEx(image, cv2.MORPH_OPEN, _disc(open_px)).astype(np.uint8)
     if close_px > 1:
-        picture |= cv2.morphologyEx(picture, cv2.MORPH_CLOSE, _disc(close_px)).astype(np.uint8) & above_noise
-    return picture > 0
+        image |= cv2.morphologyEx(image, cv2.MORPH_CLOSE, _disc(close_px)).astype(np.uint8) & above_noise
+    return image > 0
 
 
 def without_faint_lines(mask: Mask, difference: Difference) -> Mask:
@@ -398,8 +398,8 @@ def lost_detail(before: RGB, after: RGB) -> Mask:
     shows less too: by half a window, the place begins further in.
     """
     energies = []
-    for picture in (before, after):
-        grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (0, 0), 1).astype(np.float32)
+    for image in (before, after):
+        grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1).astype(np.float32)
         fine = grey - cv2.blur(grey, (LOST_FINE_PX, LOST_FINE_PX))
         energies.append(cv2.blur(fine * fine, (LOST_PX, LOST_PX)))
     had, has = energies
@@ -436,10 +436,10 @@ def continued(mask: Mask, known: Mask, border: Mask) -> Mask:
     return np.where(border, changed.take(np.asarray(nearest)), mask)
 
 
-def _lab(picture: RGB, blur_px: int) -> RGB:
+def _lab(image: RGB, blur_px: int) -> RGB:
     if blur_px > 1:
-        picture = np.asarray(cv2.GaussianBlur(picture, (blur_px, blur_px), 0), np.uint8)
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2LAB), np.uint8)
+        image = np.asarray(cv2.GaussianBlur(image, (blur_px, blur_px), 0), np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
 
 
 def _outside(one: RGB, other: RGB) -> Difference:

@@ -77,9 +77,9 @@ def strip(before: RGB, aligned_after: RGB, difference: NDArray[np.float32], mask
     return np.asarray(drawing)
 
 
-def tinted(picture: RGB, mask: Mask, largest_side_px: int) -> RGB:
+def tinted(image: RGB, mask: Mask, largest_side_px: int) -> RGB:
     """The picture, fitted, with the mask as a tint and its outline as a line."""
-    small = fit(picture, largest_side_px)
+    small = fit(image, largest_side_px)
     height, width = small.shape[:2]
     share = resize(mask.astype(np.float32), (width, height))[..., None]
     drawn = small * (1 - 0.4 * share) + np.array(TINT, np.float32) * (0.4 * share)
@@ -151,9 +151,9 @@ def preview_jpeg(rgb: RGB, max_bytes: int) -> bytes:
     return data
 
 
-def _tile(picture: RGB, tile_px: int) -> RGB:
+def _tile(image: RGB, tile_px: int) -> RGB:
     """The picture, fitted, in the middle of a panel `tile_px` wide."""
-    small = fit(picture, tile_px)
+    small = fit(image, tile_px)
     tile = _canvas(tile_px, small.shape[0])
     left = (tile_px - small.shape[1]) // 2
     tile[:, left : left + small.shape[1]] = small

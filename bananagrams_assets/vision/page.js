@@ -36,7 +36,7 @@ function crop(row, panel, outline, link) {
     picture.style.left = `${-100 * which}%`;
     picture.alt = outline && which === 0 ? "mask" : PANELS[which];
   };
-  box.load = () => { if (!picture.src && row.picture) picture.src = link(row); };
+  box.load = () => { if (!picture.src && row.image) picture.src = link(row); };
   box.picture = picture;
   box.show(panel);
   return box;

@@ -43,7 +43,7 @@ class PageRow:
     split: str
     shard: str
     reason: str = ""
-    picture: str = ""
+    image: str = ""
     panels: int = 1
     width: int = 4
     height: int = 3
@@ -72,7 +72,7 @@ def render_contents(title: str, names: Sequence[str]) -> str:
 
 def render_summary(name: str, split: str, figures: Mapping[str, Any], rows: Sequence[PageRow]) -> str:
     """`summary.js` of a shard: its figures and its first masks, as `render_contents` reads them."""
-    least = [asdict(row) for row in rows if row.picture and row.mask != REJECTED][:LEAST]
+    least = [asdict(row) for row in rows if row.image and row.mask != REJECTED][:LEAST]
     content = {"name": name, "split": split, "samples": len(rows), **figures, "least": least}
     return f"bananagrams({json.dumps(content)});\n"
 
@@ -84,8 +84,8 @@ class ScoredPair:
 
     name: str
     text: str
-    picture: str
-    truth_picture: str
+    image: str
+    truth_image: str
     facts: Mapping[str, str]
 
 

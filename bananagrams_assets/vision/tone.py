@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bananagrams_assets.vision.images import RGB, Mask
 
-Picture: TypeAlias = NDArray[np.float32]
+FloatImage: TypeAlias = NDArray[np.float32]
 """(H, W, 3), RGB levels 0..255"""
 
 FIT_SIDE_PX = 96
@@ -54,7 +54,7 @@ class Tone:
     CIE Lab dE. `curve`: uint8 (1, 256, 3), what each level becomes; `mix`: float32 (3, 3), what the
     channels add to each other; `light`: int16 (H, W, 3), levels to add then."""
 
-    picture: RGB
+    image: RGB
     unchanged: Mask
     shift: float
     curve: RGB
@@ -73,8 +73,7 @@ def explain_tone(before: RGB, after: RGB, known: Mask) -> Tone:
     scale = min(1.0, FIT_SIDE_PX / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     goal, drawn = (
-        cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        for picture in (before, after)
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) for image in (before, after)
     )
     inside = cv2.resize(known.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.99
     if not inside.any():
@@ -109,10 +108,10 @@ def explain_tone(before: RGB, after: RGB, known: Mask) -> Tone:
     )
 
 
-def apply_tone(picture: RGB, curve: RGB, mix: NDArray[np.float32], light: NDArray[Any]) -> RGB:
+def apply_tone(image: RGB, curve: RGB, mix: NDArray[np.float32], light: NDArray[Any]) -> RGB:
     """A picture, uint8 (H, W, 3), through a Tone's curve and mix, with its light, int16 (H, W, 3), on top."""
-    mixed = cv2.add(cv2.transform(picture.astype(np.int16), mix), light)
-    return np.asarray(cv2.add(cv2.LUT(picture, curve), mixed, dtype=cv2.CV_8U), np.uint8)
+    mixed = cv2.add(cv2.transform(image.astype(np.int16), mix), light)
+    return np.asarray(cv2.add(cv2.LUT(image, curve), mixed, dtype=cv2.CV_8U), np.uint8)
 
 
 def alike_detail(before: RGB, after: RGB, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -123,8 +122,8 @@ def alike_detail(before: RGB, after: RGB, size: tuple[int, int]) -> NDArray[np.f
     """
     twice, window = (2 * size[0], 2 * size[1]), (LIKENESS_PX, LIKENESS_PX)
     detail = []
-    for picture in (before, after):
-        grey = cv2.cvtColor(cv2.resize(picture, twice, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    for image in (before, after):
+        grey = cv2.cvtColor(cv2.resize(image, twice, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
         level = grey.astype(np.float32)
         detail.append(level - cv2.blur(level, (DETAIL_PX, DETAIL_PX)))
     one, other = detail
@@ -135,12 +134,12 @@ def alike_detail(before: RGB, after: RGB, size: tuple[int, int]) -> NDArray[np.f
     return np.asarray(cv2.resize(share, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def lab(picture: NDArray[Any]) -> NDArray[np.float32]:
+def lab(image: NDArray[Any]) -> NDArray[np.float32]:
     """CIE Lab, D65, float32 (H, W, 3), L 0..100, of RGB levels 0..255."""
-    return np.asarray(cv2.cvtColor(np.multiply(picture, 1 / 255, dtype=np.float32), cv2.COLOR_RGB2LAB))
+    return np.asarray(cv2.cvtColor(np.multiply(image, 1 / 255, dtype=np.float32), cv2.COLOR_RGB2LAB))
 
 
-def _fit_curve(goal: Picture, drawn: Picture, alike: NDArray[np.float32]) -> NDArray[np.float32]:
+def _fit_curve(goal: FloatImage, drawn: FloatImage, alike: NDArray[np.float32]) -> NDArray[np.float32]:
     """(4, 3): constant, linear, quadratic and saturation coefficient (rows) of each channel (columns).
 
     The last is of a pixel's grey less the channel: what makes a picture paler or more colourful, and no
@@ -171,8 +170,8 @@ def _fit_curve(goal: Picture, drawn: Picture, alike: NDArray[np.float32]) -> NDA
     return curve if slope.min() >= LEAST_SLOPE else start
 
 
-def _apply_curve(picture: NDArray[Any], curve: NDArray[np.float32]) -> Picture:
-    x = picture / np.float32(255.0)
+def _apply_curve(image: NDArray[Any], curve: NDArray[np.float32]) -> FloatImage:
+    x = image / np.float32(255.0)
     toned = curve[0] + x * (curve[1] + x * curve[2]) + ((x @ GREY)[..., None] - x) * curve[3]
     return np.asarray(toned, np.float32)
 
@@ -184,7 +183,7 @@ def _mode(difference: NDArray[np.float32]) -> float:
     return float(np.argmax(smooth)) - 255.0
 
 
-def _fit_field(left: Picture, alike: NDArray[np.float32]) -> Picture:
+def _fit_field(left: FloatImage, alike: NDArray[np.float32]) -> FloatImage:
     """What is left of the difference, smoothed over the pixels that look unchanged; 0 far from any."""
     sigma = FIELD_SIGMA * max(alike.shape)
     field = np.zeros_like(left)

@@ -34,7 +34,7 @@ from bananagrams_assets.config import AlignSettings
 from bananagrams_assets.vision.align import WEIGHTS, align, attempts
 from bananagrams_assets.vision.geometry import Floats, frame, project
 from bananagrams_assets.vision.images import RGB
-from bananagrams_tests.benchmarks.align_pairs import HARD, PLAN, USUAL, Made, pairs, photographs
+from bananagrams_tests.benchmarks.align_pairs import HARD, PLAN, USUAL, Made, pairs, photos
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIDE_PX = 1024
@@ -243,7 +243,7 @@ def main() -> None:
         os.execve(sys.executable, command, {**os.environ, **dict.fromkeys(ONE_THREAD, "1")})
     cv2.setNumThreads(1)
     half = "even" if chosen.what == "refit" else chosen.half
-    paths = photographs(half, chosen.photos)
+    paths = photos(half, chosen.photos)
     numbers = range(0, len(paths), chosen.every)
     if chosen.what == "speed":
         for line in speed(paths, chosen.pairs):

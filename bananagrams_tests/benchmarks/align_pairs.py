@@ -39,7 +39,7 @@ class Made:
     model: str = "homography"
 
 
-def photographs(half: str, folder: Path | None = None) -> list[Path]:
+def photos(half: str, folder: Path | None = None) -> list[Path]:
     """The photographs of `folder` by name, those of `even` or `odd` place; without it the packaged ones."""
     photos = folder_photos(folder, lambda message: None) if folder else packaged_photos()
     return [photo.path for photo in photos][half == "odd" :: 2]
@@ -54,71 +54,71 @@ def pairs(
     edits and mismatched pairs show.
     """
     away = (number + len(paths) // 2) % len(paths)
-    picture, other = (_at_side(read_photo(paths[index]), side_px) for index in (number, away))
+    image, other = (_at_side(read_photo(paths[index]), side_px) for index in (number, away))
     for kind, strengths in plan.items():
         for strength in strengths:
             rng = np.random.default_rng([number, sorted(KINDS).index(kind), round(10 * strength)])
-            before, after, truth = KINDS[kind](picture, other, strength, rng)
+            before, after, truth = KINDS[kind](image, other, strength, rng)
             before, after = (decode(encode_jpeg(shown, 92), shown.size) for shown in (before, after))
             model = kind.split()[0] if kind.endswith(" model") else "homography"
             yield Made(kind, strength, before, after, truth, model)
 
 
-def _at_side(picture: RGB, side_px: int) -> RGB:
-    scale = side_px / max(picture.shape[:2])
-    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+def _at_side(image: RGB, side_px: int) -> RGB:
+    scale = side_px / max(image.shape[:2])
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     if scale <= 1:
-        return resize(picture, size)
-    large = cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4).astype(np.float32)
+        return resize(image, size)
+    large = cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4).astype(np.float32)
     grain = np.random.default_rng(0).standard_normal(large.shape, dtype=np.float32)
     return _bytes(large + GRAIN * grain)
 
 
-def _bytes(picture: Any) -> RGB:
-    return np.asarray(np.clip(np.rint(picture), 0, 255), np.uint8)
+def _bytes(image: Any) -> RGB:
+    return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)
 
 
 def _shift(x: float, y: float) -> Floats:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
-def _size(picture: RGB) -> Size:
-    return picture.shape[1], picture.shape[0]
+def _size(image: RGB) -> Size:
+    return image.shape[1], image.shape[0]
 
 
-def _window(picture: RGB, share: float, rng: np.random.Generator) -> tuple[RGB, Floats]:
+def _window(image: RGB, share: float, rng: np.random.Generator) -> tuple[RGB, Floats]:
     """A crop with both sides `share` of the picture's, and its homography (crop px → picture px)."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     w, h = max(1, round(width * share)), max(1, round(height * share))
     x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-    return np.ascontiguousarray(picture[y : y + h, x : x + w]), _shift(x, y)
+    return np.ascontiguousarray(image[y : y + h, x : x + w]), _shift(x, y)
 
 
 Pair: TypeAlias = tuple[RGB, RGB, Floats | None]
 Maker: TypeAlias = Callable[[RGB, RGB, float, np.random.Generator], Pair]
 
 
-def _untouched(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-    return picture, *editor.reencode(picture, strength, rng)
+def _untouched(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    return image, *editor.reencode(image, strength, rng)
 
 
 def _edited(families: Sequence[str]) -> Maker:
-    def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    def make(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
         for _ in range(30):  # some edits cannot be seen on some photographs
             try:
-                edit = make_edit(str(rng.choice(families)), picture, rng)
+                edit = make_edit(str(rng.choice(families)), image, rng)
             except Invisible:
                 continue
             return edit.before, *editor.reencode(edit.after, strength, rng)
-        return _untouched(picture, other, strength, rng)
+        return _untouched(image, other, strength, rng)
 
     return make
 
 
-def _partly(picture: RGB, other: RGB, low: float, high: float, rng: np.random.Generator) -> RGB:
+def _partly(image: RGB, other: RGB, low: float, high: float, rng: np.random.Generator) -> RGB:
     """A share low..high replaced by another photograph: a half-plane, a box, or all but a disc."""
     share = rng.uniform(low, high)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     shape = rng.integers(3)
     if shape == 0:
@@ -129,110 +129,108 @@ def _partly(picture: RGB, other: RGB, low: float, high: float, rng: np.random.Ge
     else:
         field = -np.hypot(x - rng.uniform(-0.5, 0.5), y - rng.uniform(-0.5, 0.5))
     replaced = field <= np.quantile(field, share)
-    return np.where(replaced[..., None], resize(other, (width, height)), picture)
+    return np.where(replaced[..., None], resize(other, (width, height)), image)
 
 
 def _large(low: float, high: float) -> Maker:
-    def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-        return picture, *editor.reencode(_partly(picture, other, low, high, rng), strength, rng)
+    def make(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+        return image, *editor.reencode(_partly(image, other, low, high, rng), strength, rng)
 
     return make
 
 
-def _crop(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-    part, shift = _window(picture, rng.uniform(0.6, 0.9), rng)
+def _crop(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    part, shift = _window(image, rng.uniform(0.6, 0.9), rng)
     after, homography = editor.reencode(part, strength, rng)
-    return picture, after, shift @ homography
+    return image, after, shift @ homography
 
 
-def _zoom(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+def _zoom(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
     """Zoomed by up to 1.5, with the edit of a part, to the input's size."""
-    part, shift = _window(_partly(picture, other, 0.1, 0.2, rng), 1 / rng.uniform(1.1, 1.5), rng)
-    size = _size(picture)
+    part, shift = _window(_partly(image, other, 0.1, 0.2, rng), 1 / rng.uniform(1.1, 1.5), rng)
+    size = _size(image)
     after, homography = editor.reencode(resize(part, size), strength, rng)
-    return picture, after, shift @ resizing(size, _size(part)) @ homography
+    return image, after, shift @ resizing(size, _size(part)) @ homography
 
 
-def _outpaint(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-    part, shift = _window(picture, rng.uniform(0.55, 0.85), rng)
-    after, homography = editor.reencode(picture, strength, rng)
+def _outpaint(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+    part, shift = _window(image, rng.uniform(0.55, 0.85), rng)
+    after, homography = editor.reencode(image, strength, rng)
     return part, after, np.linalg.inv(shift) @ homography
 
 
 def _after(change: Callable[[RGB, np.random.Generator], RGB]) -> Maker:
-    def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-        return picture, *editor.reencode(change(picture, rng), strength, rng)
+    def make(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+        return image, *editor.reencode(change(image, rng), strength, rng)
 
     return make
 
 
-def _grey(picture: RGB, rng: np.random.Generator) -> RGB:
-    return np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+def _grey(image: RGB, rng: np.random.Generator) -> RGB:
+    return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
 
 
-def _noisy(picture: RGB, rng: np.random.Generator) -> RGB:
-    return _bytes(picture + rng.uniform(10, 30) * rng.standard_normal(picture.shape, dtype=np.float32))
+def _noisy(image: RGB, rng: np.random.Generator) -> RGB:
+    return _bytes(image + rng.uniform(10, 30) * rng.standard_normal(image.shape, dtype=np.float32))
 
 
-def _blocky(picture: RGB, rng: np.random.Generator) -> RGB:
-    return decode(encode_jpeg(picture, int(rng.integers(8, 25))), picture.size)
+def _blocky(image: RGB, rng: np.random.Generator) -> RGB:
+    return decode(encode_jpeg(image, int(rng.integers(8, 25))), image.size)
 
 
-def _inverted(picture: RGB, rng: np.random.Generator) -> RGB:
-    return 255 - picture
+def _inverted(image: RGB, rng: np.random.Generator) -> RGB:
+    return 255 - image
 
 
-def _night(picture: RGB, rng: np.random.Generator) -> RGB:
-    return filters.LIGHTS["moonlight"](picture, rng)
+def _night(image: RGB, rng: np.random.Generator) -> RGB:
+    return filters.LIGHTS["moonlight"](image, rng)
 
 
-def _drawn(picture: RGB, rng: np.random.Generator) -> RGB:
+def _drawn(image: RGB, rng: np.random.Generator) -> RGB:
     """A style that the sample does not have: edges of a posterised picture in arbitrary colours."""
-    smooth = cv2.bilateralFilter(picture, 9, 70, 9)
+    smooth = cv2.bilateralFilter(image, 9, 70, 9)
     levels = rng.permutation(np.linspace(30, 225, 6))
     colours = np.stack([np.roll(levels, k)[smooth[..., k] // 43] for k in range(3)], axis=2)
     return _bytes(0.6 * colours + 0.4 * smooth)
 
 
-def _smooth(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+def _smooth(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
     """Hardly any texture: the photograph out of focus, with a touch of grain."""
-    blurred = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.004, 0.015) * max(picture.shape)).astype(
-        np.float32
-    )
-    soft = _bytes(128 + rng.uniform(0.3, 1) * (blurred - 128) + rng.standard_normal(picture.shape))
+    blurred = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.004, 0.015) * max(image.shape)).astype(np.float32)
+    soft = _bytes(128 + rng.uniform(0.3, 1) * (blurred - 128) + rng.standard_normal(image.shape))
     return soft, *editor.reencode(soft, strength, rng)
 
 
-def _hard(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+def _hard(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
     """Cropped to 55-75 %, 20-60 % replaced, and in half of the cases in another style: all at once."""
-    changed = _partly(picture, other, 0.2, 0.6, rng)
+    changed = _partly(image, other, 0.2, 0.6, rng)
     if rng.random() < 0.5:
         style = rng.choice(["pencil sketch", "cartoon", "comic drawing"])
         changed = filters.STYLES[str(style)](changed, rng)
     part, shift = _window(changed, rng.uniform(0.55, 0.75), rng)
     after, homography = editor.reencode(part, strength, rng)
-    return picture, after, shift @ homography
+    return image, after, shift @ homography
 
 
-def _mismatched(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+def _mismatched(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
     after, _ = editor.reencode(other, strength, rng)
-    return picture, after, None
+    return image, after, None
 
 
-def _strip(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+def _strip(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
     """A panorama of ten to one."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     tall = max(8, width // 10)
     top = int(rng.integers(max(1, height - tall)))
-    part = np.ascontiguousarray(picture[top : top + tall])
+    part = np.ascontiguousarray(image[top : top + tall])
     return part, *editor.reencode(part, strength, rng)
 
 
 def _model(name: str) -> Maker:
     """Geometry of exactly one model, then another tone and grain."""
 
-    def make(picture: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-        width, height = _size(picture)
+    def make(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
+        width, height = _size(image)
         size = round(width * rng.uniform(0.85, 1.2) / 8) * 8, round(height * rng.uniform(0.85, 1.2) / 8) * 8
         move = np.eye(3)
         if name != "resize":
@@ -248,14 +246,14 @@ def _model(name: str) -> Maker:
         truth = move @ resizing(size, (width, height))
         truth /= truth[2, 2]
         after = cv2.warpPerspective(
-            picture,
+            image,
             truth,
             size,
             flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REFLECT_101,
         )
         grain = rng.standard_normal(after.shape, dtype=np.float32)
-        return picture, _bytes(after * (1 + 0.1 * strength) + 6 * strength * grain), truth
+        return image, _bytes(after * (1 + 0.1 * strength) + 6 * strength * grain), truth
 
     return make
 

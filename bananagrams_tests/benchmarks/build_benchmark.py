@@ -31,8 +31,9 @@ from bananagrams_assets.sample.make import make_sample
 from bananagrams_assets.stages.image_pairs import decode_pair
 from bananagrams_assets.stages.stage import run_stage
 from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.sample_tar import read_samples
-from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_assets.storage.store import Store
 from bananagrams_assets.storage.tables import by_key, read_table
 from bananagrams_assets.vision.align import align
 from bananagrams_assets.vision.mask import edit_mask

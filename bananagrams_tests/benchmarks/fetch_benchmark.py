@@ -36,7 +36,7 @@ PHOTO_SIDE, EDIT_SIDE = 1024, 1024
 MODULE = "bananagrams_tests.benchmarks.fetch_benchmark"
 
 
-def make_pictures(folder: Path) -> None:
+def make_images(folder: Path) -> None:
     """A few photographs of about 0.3 MB (JPEG) and edits of about 1.5 MB (PNG)."""
     import cv2
     import numpy as np
@@ -86,7 +86,7 @@ def ours(base: str, pairs: int, concurrency: int) -> int:
     from bananagrams_assets.profiles import validate
     from bananagrams_assets.stages.image_pairs import fetch_pairs
     from bananagrams_assets.storage import paths
-    from bananagrams_assets.storage.store import LocalStore
+    from bananagrams_assets.storage.local import LocalStore
     from bananagrams_assets.storage.tables import MANIFEST, write_table
 
     shard = "train-00000"
@@ -99,9 +99,9 @@ def ours(base: str, pairs: int, concurrency: int) -> int:
     write_table(store, paths.manifest_table(shard), MANIFEST, records)
     del records
     profile = validate({"fetch": {"concurrency": concurrency}})
-    product = fetch_pairs(store, profile, shard, lambda line: None)
-    assert product.stats["ok"] == pairs, product.stats
-    return int(product.stats["bytes"])
+    result = fetch_pairs(store, profile, shard, lambda line: None)
+    assert result.stats["ok"] == pairs, result.stats
+    return int(result.stats["bytes"])
 
 
 def requests_loop(base: str, pairs: int, concurrency: int) -> int:
@@ -208,7 +208,7 @@ def measure(name: str, base: str, pairs: int, concurrency: int) -> dict[str, Any
 @contextmanager
 def server(latency_s: float) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
-        make_pictures(Path(folder))
+        make_images(Path(folder))
         sizes = {path.name: round(path.stat().st_size / 1e6, 2) for path in sorted(Path(folder).iterdir())}
         print(f"pictures (MB): {sizes}")
         process = subprocess.Popen(
@@ -247,14 +247,14 @@ def main() -> None:
         for _ in range(chosen.rounds):
             for name in names:
                 runs[name].append(measure(name, base, chosen.pairs, chosen.concurrency))
-        pictures = 2 * chosen.pairs
+        images = 2 * chosen.pairs
         rates = {}
         for name, found in runs.items():
             wall = statistics.median(run["wall"] for run in found)
             cpu = statistics.median(run["cpu"] for run in found)
-            rates[name] = pictures / wall
+            rates[name] = images / wall
             speed = f"{rates[name]:7.1f} pictures/s  {found[0]['bytes'] / wall / 1e6:7.1f} MB/s"
-            print(f"{name:26} {wall:7.2f} s  {speed}  {1e3 * cpu / pictures:6.2f} ms CPU a picture")
+            print(f"{name:26} {wall:7.2f} s  {speed}  {1e3 * cpu / images:6.2f} ms CPU a picture")
         for name in names[1:]:
             print(f"ours / {name}: {rates['ours'] / rates[name]:.2f}")
         for pairs in chosen.memory_pairs:

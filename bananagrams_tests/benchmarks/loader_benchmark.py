@@ -23,7 +23,8 @@ import webdataset
 
 from bananagrams_assets.config import AugmentSettings
 from bananagrams_assets.learn.dataset import Steps, TrainingSet, loader, open_split
-from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import Store
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 from bananagrams_tests.learn.tiny import write_shard
 
@@ -37,8 +38,8 @@ def make_shard(folder: Path, samples: int, side: int) -> Store:
     made = {}
     for index in range(samples):
         coarse = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
-        picture = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
-        picture = np.clip(picture + rng.integers(0, 24, picture.shape), 0, 255).astype(np.uint8)
+        image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+        image = np.clip(image + rng.integers(0, 24, image.shape), 0, 255).astype(np.uint8)
         mask = np.zeros((side, side), np.uint8)
         center, axes = rng.integers(side // 4, 3 * side // 4, 2), rng.integers(side // 16, side // 4, 2)
         cv2.ellipse(mask, center.tolist(), axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 1, -1)
@@ -49,7 +50,7 @@ def make_shard(folder: Path, samples: int, side: int) -> Store:
             "mask": {"area": float(mask.mean()), "confidence": 1.0, "is_global": False},
         }
         made[f"s{index:06d}"] = {
-            "input.jpg": encode_jpeg(picture, 95),
+            "input.jpg": encode_jpeg(image, 95),
             "mask.png": encode_png_mask(mask.astype(bool), one_bit=False),
             "text.txt": f"Remove thing {index}.".encode(),
             "summary.txt": b"Thing removed.",

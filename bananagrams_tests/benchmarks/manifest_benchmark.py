@@ -26,9 +26,9 @@ from pathlib import Path
 from bananagrams_assets.config import Profile
 from bananagrams_assets.profiles import load_profile
 from bananagrams_assets.records.edit_types import EDIT_TYPES
-from bananagrams_assets.records.open_images import open_photographs
+from bananagrams_assets.records.open_images import open_photos
 from bananagrams_assets.stages.manifest import build_manifest
-from bananagrams_assets.storage.store import LocalStore
+from bananagrams_assets.storage.local import LocalStore
 
 _TEXT = (
     "remove the red flag and its white pole from upper right of image seamlessly extending clear blue sky "
@@ -63,12 +63,12 @@ def manifest_lines(records: int) -> Iterator[str]:
             yield line
 
 
-def list_lines(photographs: int) -> Iterator[str]:
+def list_lines(photos: int) -> Iterator[str]:
     yield (
         "ImageID,Subset,OriginalURL,OriginalLandingURL,License,AuthorProfileURL,Author,Title,OriginalSize,"
         "OriginalMD5,Thumbnail300KURL,Rotation\n"
     )
-    for number in range(photographs):
+    for number in range(photos):
         yield (
             f"{number * 2654435761 % 2**64:016x},train,{photo_url(2 * number)},"
             f"https://www.flickr.com/photos/someone/{number + 10**9},"
@@ -89,7 +89,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(f"  {line}", file=sys.stderr)
 
 
@@ -98,16 +98,16 @@ def measure(folder: Path, with_list: bool, profiled: bool) -> None:
     profile = profile_of(folder, with_list)
     if with_list:
         start = time.perf_counter()
-        with open_photographs(profile.source, profile.fetch, say):
+        with open_photos(profile.source, profile.fetch, log):
             print(f"list of photographs read in {time.perf_counter() - start:.1f} s, peak {peak_mb():.0f} MB")
     profiler = cProfile.Profile()
     start, before = time.perf_counter(), time.process_time()
     if profiled:
         profiler.enable()
-    products = build_manifest(LocalStore(folder / "store"), profile, say)
+    results = build_manifest(LocalStore(folder / "store"), profile, log)
     profiler.disable()
     seconds, cpu = time.perf_counter() - start, time.process_time() - before
-    stats = products[""].stats
+    stats = results[""].stats
     lines = stats["records"] + stats["rejected"]
     print(
         f"{lines:,} lines: {stats['records']:,} records, {stats['rejected']:,} rejects, "
@@ -128,18 +128,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.folder:
-        measure(asked.folder, asked.photographs > 0, asked.profile)
+        measure(asked.folder, asked.photos > 0, asked.profile)
         return
     for records in asked.records:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             with (folder / "sft.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(manifest_lines(records))
-            if asked.photographs:
+            if asked.photos:
                 with (folder / "list.csv").open("w", encoding="utf-8") as file:
-                    file.writelines(list_lines(asked.photographs))
+                    file.writelines(list_lines(asked.photos))
             command = [sys.executable, "-m", "bananagrams_tests.benchmarks.manifest_benchmark"]
-            command += ["--folder", name, "--photographs", str(asked.photographs)]
+            command += ["--folder", name, "--photographs", str(asked.photos)]
             command += ["--profile"] if asked.profile else []
             environment = {**os.environ, "DAGSTER_HOME": str(folder / "home")}
             subprocess.run(command, check=True, env=environment)

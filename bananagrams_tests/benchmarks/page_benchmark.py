@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, sync_playwright
 from bananagrams_assets.vision.images import encode_jpeg
 from bananagrams_assets.vision.overlay import heat_map, outline
 from bananagrams_assets.vision.page import PageRow, render_page
-from bananagrams_tests.vision.pictures import box, textured
+from bananagrams_tests.vision.images import box, textured
 
 SIZE = (512, 384)
 ROUNDS = 5
@@ -61,7 +61,7 @@ def write_pages(folder: Path, samples: int) -> list[PageRow]:
             )
         )
     (folder / "index.html").write_text(render_page("Edit masks", "train-00000", rows))
-    plain = "".join(f'<img src="{row.picture}"><p>{row.text}</p>' for row in rows)
+    plain = "".join(f'<img src="{row.image}"><p>{row.text}</p>' for row in rows)
     (folder / "plain.html").write_text(f"<!doctype html><body>{plain}</body>")
     return rows
 

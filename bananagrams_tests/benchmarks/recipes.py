@@ -111,7 +111,7 @@ def peer(before: bytes, after: bytes, scope: str) -> Outcome:
     resized = cv2.resize(second, size, interpolation=cv2.INTER_LINEAR)
     clock.lap("resize")
     one, other = (
-        cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for picture in (first, resized)
+        cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for image in (first, resized)
     )
     color = np.sqrt(np.sum((one - other) ** 2, axis=2))
     structure = 1 - _ssim(first, np.asarray(resized, np.uint8))
@@ -154,10 +154,10 @@ def floor(before: bytes, after: bytes, scope: str) -> Outcome:
 
 def _ssim(first: RGB, second: RGB) -> NDArray[np.float32]:
     """SSIM (H, W) of the grey pictures, Gaussian window of 1.5 px (Wang et al., TIP 2004)."""
-    one, other = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32) for picture in (first, second))
+    one, other = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) for image in (first, second))
 
-    def blur(picture: Any) -> Any:
-        return cv2.GaussianBlur(picture, (11, 11), 1.5)
+    def blur(image: Any) -> Any:
+        return cv2.GaussianBlur(image, (11, 11), 1.5)
 
     a, b = blur(one), blur(other)
     covariance = blur(one * other) - a * b

@@ -49,9 +49,9 @@ def plain_step(profile: Profile, device: torch.device) -> Callable[[Batch], None
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, foreach=False, fused=False)
 
     def step(batch: Batch) -> None:
-        pictures, mask, known = (plane.to(device) for plane in (batch.pictures, batch.mask, batch.known))
+        images, mask, known = (plane.to(device) for plane in (batch.images, batch.mask, batch.known))
         optimizer.zero_grad()
-        logits = net(pictures.contiguous(), batch.texts)
+        logits = net(images.contiguous(), batch.texts)
         mask_loss(logits, mask / 255, known).mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
@@ -72,7 +72,7 @@ def our_step(profile: Profile, device: torch.device) -> Callable[[Batch], None]:
     def step(batch: Batch) -> None:
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = net(batch.pictures, batch.texts)
+            logits = net(batch.images, batch.texts)
         loss = mask_loss(logits, batch.mask / 255, batch.known).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -85,10 +85,10 @@ def our_step(profile: Profile, device: torch.device) -> Callable[[Batch], None]:
 def make_batch(side: int, batch: int) -> Batch:
     """Random pictures, masks that are all known, and an instruction of its own for each."""
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
     mask = torch.randint(0, 2, (batch, 1, side, side), dtype=torch.uint8, generator=generator) * 255
     texts = [f"{WORDS[i % len(WORDS)]}, number {i}" for i in range(batch)]
-    return Batch(texts, texts, pictures, mask, torch.ones_like(mask), torch.ones(batch))
+    return Batch(texts, texts, images, mask, torch.ones_like(mask), torch.ones(batch))
 
 
 def seconds_of(step: Callable[[Batch], None], batch: Batch, device: torch.device) -> float:
@@ -105,7 +105,7 @@ def flops_of(profile: Profile, batch: Batch) -> int:
     net = MaskNet(profile.model, fetch=False)
     one = next(batch.parts(len(batch.keys)))
     with FlopCounterMode(display=False) as counter:
-        net.eval()(one.pictures, one.texts).sum().backward()
+        net.eval()(one.images, one.texts).sum().backward()
     return int(counter.get_total_flops())
 
 

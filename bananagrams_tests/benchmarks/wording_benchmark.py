@@ -17,7 +17,7 @@ from bananagrams_assets.learn.dataset import open_split
 from bananagrams_assets.learn.evaluate import partners
 from bananagrams_assets.learn.predict import load_predictor, predict
 from bananagrams_assets.sample.draw import COLORS
-from bananagrams_assets.storage.store import open_store
+from bananagrams_assets.storage.open_store import open_store
 
 _COLOR = f"({'|'.join(COLORS)})"
 _NEW = rf"(an? {_COLOR} \w+)"
@@ -70,7 +70,7 @@ def main() -> None:
         total = len(split)
     others = [str(texts[index]) for index in chosen]
     sources = [str(sample.meta["source_id"]) for sample in samples]
-    pictures = [sample.picture for sample in samples]
+    images = [sample.image for sample in samples]
     rows = {
         "as made": [sample.text for sample in samples],
         "reworded": others,
@@ -81,7 +81,7 @@ def main() -> None:
     for name, words in rows.items():
         counts = [
             metrics.count(mask >= predictor.threshold, sample.mask.astype(bool), sample.known.astype(bool))
-            for mask, sample in zip(predict(predictor, pictures, words), samples, strict=True)
+            for mask, sample in zip(predict(predictor, images, words), samples, strict=True)
         ]
         each = metrics.ious(np.array(counts, np.int64))
         low, high = metrics.mean_interval(each, sources)

@@ -18,8 +18,9 @@ from bananagrams_assets.cli import main
 from bananagrams_assets.dataset.extract import extract_shard
 from bananagrams_assets.dataset.verify import Fault, verify
 from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import Sample, read_samples, sample_writer
-from bananagrams_assets.storage.store import LocalStore, StoreError
+from bananagrams_assets.storage.store import StoreError
 from bananagrams_assets.storage.tables import read_table
 
 from ..photos import local_pairs, profile_of, quiet
@@ -101,7 +102,7 @@ def test_a_flipped_byte_is_named_with_shard_sample_and_bytes(store: LocalStore) 
             (store.folder / name).write_bytes(whole)
 
 
-def test_a_flipped_byte_of_a_picture_is_named_although_it_still_decodes(store: LocalStore) -> None:
+def test_a_flipped_byte_of_a_image_is_named_although_it_still_decodes(store: LocalStore) -> None:
     name = fullest(store)
     key, (first, _) = next(iter(samples_of(store, name).items()))
     flip(store, name, first + 512 + 6000)

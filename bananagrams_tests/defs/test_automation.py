@@ -9,9 +9,15 @@ from bananagrams_assets.definitions import defs
 from bananagrams_assets.defs.automation import nightly_refresh, stale_partitions
 from bananagrams_assets.defs.partitions import PROFILE
 from bananagrams_assets.defs.resources import StoreResource
-from bananagrams_assets.stages.stage import SHARD_STAGES, WHOLE, upstream_versions, write_receipt
-from bananagrams_assets.storage.files import Product
-from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_assets.stages.stage import (
+    SHARD_STAGES,
+    UNPARTITIONED,
+    StageResult,
+    upstream_versions,
+    write_receipt,
+)
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import Store
 
 
 @pytest.fixture
@@ -30,11 +36,11 @@ def asked(store: Store) -> dict[str, dg.RunRequest]:
 
 def finish(store: Store, asset: str, partition: str, content: str = "content") -> None:
     upstream = {} if asset == "manifest" else upstream_versions(store, PROFILE, asset, partition)
-    write_receipt(store, PROFILE, asset, partition, Product({}, content=content), upstream)
+    write_receipt(store, PROFILE, asset, partition, StageResult({}, content=content), upstream)
 
 
 def read_sources(store: Store) -> None:
-    for shard in [*PROFILE.shard_keys(), WHOLE]:
+    for shard in [*PROFILE.shard_keys(), UNPARTITIONED]:
         finish(store, "manifest", shard)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bananagrams_assets.fetching.spool import pictures_in
+from bananagrams_assets.fetching.spool import images_in
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.paths import pairs_tar
-from bananagrams_assets.storage.store import LocalStore
 from bananagrams_assets.vision.images import encode_jpeg
 
 from ..photos import edited, photograph, png, record, write_manifest
@@ -44,22 +44,22 @@ def ended(server: Server, run: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_terminated_waits_for_no_picture_and_keeps_those_it_has(
+def test_a_run_that_is_terminated_waits_for_no_image_and_keeps_those_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BANANAGRAMS_ALLOW_HOSTS", "127.0.0.1")
-    with serving() as pictures:
+    with serving() as images:
         records = []
         for number in range(6):
             photo = photograph(number)
-            pictures.answers[f"/{number}.jpg"] = body(encode_jpeg(photo, 95))
-            pictures.answers[f"/nb/{number}.png"] = body(png(edited(photo)))
-            url = f"{pictures.url}/{number}.jpg"
+            images.answers[f"/{number}.jpg"] = body(encode_jpeg(photo, 95))
+            images.answers[f"/nb/{number}.png"] = body(png(edited(photo)))
+            url = f"{images.url}/{number}.jpg"
             records.append(record(number, open_image_input_url=url, output_image=f"{number}.png"))
-        pictures.answers["/5.jpg"] = stalled
+        images.answers["/5.jpg"] = stalled
         settings = [
             f"source.manifests=[{write_manifest(tmp_path, records)}]",
-            f"source.cdn_prefix={pictures.url}/nb/", "fetch.timeout_s=3600", "fetch.deadline_s=3600",
+            f"source.cdn_prefix={images.url}/nb/", "fetch.timeout_s=3600", "fetch.deadline_s=3600",
             *(f"splits.{name}={{ratio: {ratio}, shards: 1}}" for name, ratio in
               (("train", 1.0), ("dev", 0.0), ("test", 0.0))),
         ]  # fmt: skip
@@ -70,14 +70,14 @@ def test_a_run_that_is_terminated_waits_for_no_picture_and_keeps_those_it_has(
             wait_for(
                 server,
                 "eleven pictures",
-                lambda: sum(map(len, map(pictures_in, spool.glob("*/")))) >= 11,
+                lambda: sum(map(len, map(images_in, spool.glob("*/")))) >= 11,
                 120,
             )
-            assert pictures.asked["/5.jpg"] == 1
+            assert images.asked["/5.jpg"] == 1
             server.query(TERMINATE, id=run)
             assert ended(server, run) == "CANCELED"
-            pictures.answers["/5.jpg"] = pictures.answers["/4.jpg"]
-            pictures.asked.clear()
+            images.answers["/5.jpg"] = images.answers["/4.jpg"]
+            images.asked.clear()
             assert ended(server, launch(server, "image_pairs", SHARD)) == "SUCCESS"
-            assert dict(pictures.asked) == {"/5.jpg": 1}
+            assert dict(images.asked) == {"/5.jpg": 1}
             assert LocalStore(server.home / "store").exists(pairs_tar(SHARD))

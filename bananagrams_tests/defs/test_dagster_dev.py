@@ -110,7 +110,7 @@ def test_a_backfill_of_every_shard_leaves_readable_shards(built: Server) -> None
         assert sum(shard["samples"] for shard in index["shards"]) > 0
 
 
-def test_materializations_carry_figures_and_a_picture(built: Server) -> None:
+def test_materializations_carry_figures_and_a_image(built: Server) -> None:
     query = """query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset {
       assetMaterializations(limit: 1) {
         metadataEntries { label ... on MarkdownMetadataEntry { mdStr } } } } } }"""
@@ -153,9 +153,9 @@ def test_a_person_sees_the_graph_and_an_overlay_page(built: Server, tmp_path: Pa
         page.screenshot(path=tmp_path / "graph.png")
 
         page.goto(page_file.as_uri())
-        pictures = page.locator("img")
-        pictures.first.wait_for()
-        assert pictures.count() > 10
-        pictures.first.scroll_into_view_if_needed()
+        images = page.locator("img")
+        images.first.wait_for()
+        assert images.count() > 10
+        images.first.scroll_into_view_if_needed()
         page.wait_for_function("document.images[0].complete && document.images[0].naturalWidth > 0")
         browser.close()

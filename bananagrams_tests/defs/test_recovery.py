@@ -18,8 +18,7 @@ import yaml
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.learn import launch
-from bananagrams_assets.stages.stage import write_receipt
-from bananagrams_assets.storage.files import Product
+from bananagrams_assets.stages.stage import StageResult, write_receipt
 from bananagrams_assets.storage.store import Store
 
 from ..learn.tiny import make_dataset, profile
@@ -39,7 +38,7 @@ def store(settings: Profile) -> Store:
     """A dataset whose index counts as built."""
     store = make_dataset(Path(str(settings.store.url)))
     for split in settings.splits.by_name():
-        write_receipt(store, settings, "split_index", split, Product({}, content=f"{split}-1"), {})
+        write_receipt(store, settings, "split_index", split, StageResult({}, content=f"{split}-1"), {})
     return store
 
 

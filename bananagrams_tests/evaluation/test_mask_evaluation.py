@@ -24,8 +24,8 @@ from bananagrams_assets.evaluation.mask_evaluation import (
     write_evaluation,
 )
 from bananagrams_assets.sample.make import make_sample
-from bananagrams_assets.storage.store import LocalStore
-from bananagrams_tests.vision.pictures import box, textured
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_tests.vision.images import box, textured
 
 
 @pytest.fixture(scope="module")

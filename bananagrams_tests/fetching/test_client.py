@@ -45,7 +45,7 @@ def fetch(*urls: str, **settings: Any) -> list[Fetched]:
     return asyncio.run(run())
 
 
-def test_a_picture_comes_as_it_was_sent(server: Server) -> None:
+def test_a_image_comes_as_it_was_sent(server: Server) -> None:
     server.answers["/a.jpg"] = body(PICTURE)
     (got,) = fetch(f"{server.url}/a.jpg", user_agent="tests/1")
     assert (got.status, b"".join(got.chunks), got.http_status, got.attempts) == ("ok", PICTURE, 200, 1)
@@ -241,7 +241,7 @@ def test_any_retry_after_is_seconds_or_nothing(value: str) -> None:
 def test_a_server_that_opts_out_is_honoured_unless_told_otherwise(server: Server, directive: str) -> None:
     server.answers["/a"] = status(200, PICTURE, X_Robots_Tag=directive)
     (got,) = fetch(f"{server.url}/a")
-    assert (got.status, got.may_pass, got.attempts) == ("refused", False, 1)
+    assert (got.status, got.retryable, got.attempts) == ("refused", False, 1)
     assert got.reason.startswith("opted out: X-Robots-Tag")
     (got,) = fetch(f"{server.url}/a", honour_opt_out=False)
     assert (got.status, b"".join(got.chunks)) == ("ok", PICTURE)
@@ -255,7 +255,7 @@ def test_the_agent_names_a_contact(server: Server) -> None:
 def test_all_tries_together_have_a_deadline(server: Server) -> None:
     server.answers["/a"] = stalled
     (got,) = fetch(f"{server.url}/a", timeout_s=0.3, deadline_s=0.5, attempts=20)
-    assert (got.status, got.may_pass) == ("failed", True)
+    assert (got.status, got.retryable) == ("failed", True)
     assert got.attempts <= 3
     assert "fetch.deadline_s" in got.reason or "fetch.timeout_s" in got.reason
 
@@ -263,16 +263,16 @@ def test_all_tries_together_have_a_deadline(server: Server) -> None:
 def test_a_pause_longer_than_the_deadline_is_not_waited_for(server: Server) -> None:
     server.answers["/a"] = status(429, Retry_After="60")
     (got,) = fetch(f"{server.url}/a", deadline_s=5.0)
-    assert (got.reason, got.attempts, got.may_pass) == ("HTTP 429", 1, True)
+    assert (got.reason, got.attempts, got.retryable) == ("HTTP 429", 1, True)
 
 
 @pytest.mark.parametrize(
-    ("code", "may_pass"), [(404, False), (410, False), (403, False), (500, True), (429, True)]
+    ("code", "retryable"), [(404, False), (410, False), (403, False), (500, True), (429, True)]
 )
-def test_what_may_pass(server: Server, code: int, may_pass: bool) -> None:
+def test_what_is_retryable(server: Server, code: int, retryable: bool) -> None:
     server.answers["/a"] = status(code)
     (got,) = fetch(f"{server.url}/a", attempts=1)
-    assert (got.reason, got.may_pass) == (f"HTTP {code}", may_pass)
+    assert (got.reason, got.retryable) == (f"HTTP {code}", retryable)
 
 
 def test_no_host_is_asked_more_at_once_than_its_limit(server: Server) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bananagrams_assets.fetching.image_integrity import check_whole, ends_well, may_be_cut
-from bananagrams_assets.vision.images import PictureError, Probe
+from bananagrams_assets.vision.images import ImageError, Probe
 
 SIDE = 320
 NOISE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
@@ -80,14 +80,14 @@ def chunks_are_right(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_large_picture_is_known_by_its_beginning_and_its_end(kind: str) -> None:
+def test_a_large_image_is_known_by_its_beginning_and_its_end(kind: str) -> None:
     data = encoded(kind, quality=100) if kind == "JPEG" else encoded(kind)
     assert len(data) > 2**17
     assert check_whole(memoryview(data), SIDE * SIDE) == Probe(kind, SIDE, SIDE)
     assert may_be_cut(data[:-5000])
-    with pytest.raises(PictureError, match=r"broken|truncated"):
+    with pytest.raises(ImageError, match=r"broken|truncated"):
         check_whole(data[:-5000], SIDE * SIDE)
-    with pytest.raises(PictureError, match="too large"):
+    with pytest.raises(ImageError, match="too large"):
         check_whole(data, SIDE * SIDE - 1)
 
 

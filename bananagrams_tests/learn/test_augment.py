@@ -35,16 +35,16 @@ def test_two_mirrors_give_the_words_back(words: list[str]) -> None:
 
 def planes(height: int = 8, width: int = 12) -> tuple[Plane, Plane, Plane]:
     columns = np.arange(width, dtype=np.uint8)
-    picture = np.broadcast_to(columns[None, :, None] * 20, (height, width, 3)).astype(np.uint8)
+    image = np.broadcast_to(columns[None, :, None] * 20, (height, width, 3)).astype(np.uint8)
     mask = np.broadcast_to(columns < 4, (height, width)).astype(np.uint8)
     known = np.broadcast_to(columns < 10, (height, width)).astype(np.uint8)
-    return picture, mask, known
+    return image, mask, known
 
 
-def test_a_flip_mirrors_picture_mask_known_and_words_together() -> None:
-    picture, mask, known = planes()
-    flipped = augment(picture, mask, known, "Tint the left third.", FLIP, np.random.default_rng(0))
-    for before, after in zip((picture, mask, known), flipped[:3], strict=True):
+def test_a_flip_mirrors_image_mask_known_and_words_together() -> None:
+    image, mask, known = planes()
+    flipped = augment(image, mask, known, "Tint the left third.", FLIP, np.random.default_rng(0))
+    for before, after in zip((image, mask, known), flipped[:3], strict=True):
         assert np.array_equal(after, before[:, ::-1])
     assert flipped[3] == "Tint the right third."
 
@@ -64,9 +64,9 @@ def test_a_flip_mirrors_picture_mask_known_and_words_together() -> None:
     ],
 )
 def test_lettering_and_words_that_are_no_sides_are_not_mirrored(text: str) -> None:
-    picture, mask, known = planes()
-    same = augment(picture, mask, known, text, FLIP, np.random.default_rng(0))
-    assert np.array_equal(same[0], picture)
+    image, mask, known = planes()
+    same = augment(image, mask, known, text, FLIP, np.random.default_rng(0))
+    assert np.array_equal(same[0], image)
     assert same[3] == text
 
 
@@ -87,18 +87,18 @@ def test_sides_and_apostrophes_may_be_mirrored(text: str) -> None:
 )
 def test_words_that_name_a_place_forbid_a_crop(text: str) -> None:
     assert names_a_place(text)
-    picture, mask, known = planes()
-    same = augment(picture, mask, known, text, CROP, np.random.default_rng(0))
-    assert all(np.array_equal(a, b) for a, b in zip((picture, mask, known), same[:3], strict=True))
+    image, mask, known = planes()
+    same = augment(image, mask, known, text, CROP, np.random.default_rng(0))
+    assert all(np.array_equal(a, b) for a, b in zip((image, mask, known), same[:3], strict=True))
 
 
-def test_a_crop_cuts_picture_and_mask_at_the_same_place() -> None:
+def test_a_crop_cuts_image_and_mask_at_the_same_place() -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 20:40] = 1
-    picture = np.repeat(mask[..., None] * np.uint8(255), 3, 2)
+    image = np.repeat(mask[..., None] * np.uint8(255), 3, 2)
     for seed in range(20):
         cut, cut_mask, known, _ = augment(
-            picture, mask, np.ones_like(mask), "Remove the dog.", CROP, np.random.default_rng(seed)
+            image, mask, np.ones_like(mask), "Remove the dog.", CROP, np.random.default_rng(seed)
         )
         assert cut.shape == (64, 64, 3)
         assert known.all()
@@ -114,9 +114,9 @@ def test_a_crop_never_cuts_off_what_is_edited(
 ) -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[top : top + height, left : left + width] = 255
-    picture = np.repeat(mask[..., None], 3, 2)
+    image = np.repeat(mask[..., None], 3, 2)
     _, cut, _, _ = augment(
-        picture, mask, np.ones_like(mask), "Remove the dog.", CROP, np.random.default_rng(seed)
+        image, mask, np.ones_like(mask), "Remove the dog.", CROP, np.random.default_rng(seed)
     )
     shown = mask.any(1).sum() * mask.any(0).sum()
     # A crop enlarges: what fits in the window grows, and what does not fill it all.
@@ -124,18 +124,18 @@ def test_a_crop_never_cuts_off_what_is_edited(
 
 
 def test_dropped_words_leave_an_empty_instruction() -> None:
-    picture, mask, known = planes()
+    image, mask, known = planes()
     settings = AugmentSettings(flip=0, crop=0, color=0, blur=0, drop_words=1)
-    same = augment(picture, mask, known, "Tint the left half.", settings, np.random.default_rng(0))
+    same = augment(image, mask, known, "Tint the left half.", settings, np.random.default_rng(0))
     assert same[3] == ""
     assert np.array_equal(same[1], mask)
 
 
-def test_colour_changes_the_picture_alone() -> None:
-    picture, mask, known = planes()
+def test_colour_changes_the_image_alone() -> None:
+    image, mask, known = planes()
     settings = AugmentSettings(flip=0, crop=0, color=0.5, blur=1)
-    changed = augment(picture, mask, known, "x", settings, np.random.default_rng(1))
-    assert not np.array_equal(changed[0], picture)
+    changed = augment(image, mask, known, "x", settings, np.random.default_rng(1))
+    assert not np.array_equal(changed[0], image)
     assert changed[0].dtype == np.uint8
     assert changed[1] is mask
     assert changed[2] is known

@@ -11,7 +11,8 @@ from bananagrams_assets.learn import checkpoint
 from bananagrams_assets.learn.checkpoint import CheckpointError
 from bananagrams_assets.learn.network import MaskNet
 from bananagrams_assets.learn.optimizer import make_optimizer
-from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import Store
 
 from .tiny import profile
 
@@ -119,8 +120,8 @@ def test_a_frozen_tower_is_stored_at_half_precision_and_comes_back_exactly(store
     assert {value.dtype for value in tower} == {torch.float16}
     checkpoint.load(store, "c/run-best", other)
     net.eval(), other.eval()
-    pictures = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(net(pictures, ["a red cat"]), other(pictures, ["a red cat"]))
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(net(images, ["a red cat"]), other(images, ["a red cat"]))
 
 
 def test_state_is_plain_json(trained: Trained, store: Store) -> None:

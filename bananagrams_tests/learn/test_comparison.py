@@ -34,7 +34,7 @@ def test_edits_of_one_photograph_count_as_one_observation() -> None:
     same = paired_gain(scored(one_each), scored([[0.5]] * 20))
     assert wide.mean == pytest.approx(same.mean)
     assert wide.high - wide.low == pytest.approx(same.high - same.low)
-    assert wide.photographs == 20
+    assert wide.photos == 20
 
 
 def test_one_photograph_proves_nothing() -> None:

@@ -61,7 +61,7 @@ def test_a_split_gives_its_samples_as_stored(tmp_path: Path) -> None:
         sample = split[13]  # of the second tar
         assert sample.key == "train-013"
         assert sample.text == split.text(13) == "Tint the right half."
-        assert sample.picture.shape == (HEIGHT, WIDTH, 3)
+        assert sample.image.shape == (HEIGHT, WIDTH, 3)
         expected = np.zeros((HEIGHT, WIDTH), np.uint8)
         expected[HALVES["right"]] = 1
         assert np.array_equal(sample.mask, expected)
@@ -95,12 +95,12 @@ def test_batches_are_uint8_and_the_same_for_any_number_of_loaders(tmp_path: Path
         there = list(loader(data, Steps(24, 8, 5, 2, 5), workers=2))
     assert len(here) == 3
     for one, other in zip(here, there, strict=True):
-        assert one.pictures.shape == (8, 3, 32, 32)
+        assert one.images.shape == (8, 3, 32, 32)
         assert one.mask.shape == one.known.shape == (8, 1, 32, 32)
-        assert one.pictures.dtype == one.mask.dtype == one.known.dtype == torch.uint8
+        assert one.images.dtype == one.mask.dtype == one.known.dtype == torch.uint8
         assert one.keys == other.keys
         assert one.texts == other.texts
-        assert torch.equal(one.pictures, other.pictures)
+        assert torch.equal(one.images, other.images)
         assert torch.equal(one.mask, other.mask)
 
 
@@ -176,7 +176,7 @@ def test_a_shard_of_another_length_is_named_before_anything_is_read(tmp_path: Pa
         pass
 
 
-def test_a_broken_picture_names_its_sample(tmp_path: Path) -> None:
+def test_a_broken_image_names_its_sample(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4})
     parts = {f"train-{index:03d}": sample_parts(index, np.random.default_rng(0)) for index in range(2)}
     parts["train-001"]["input.jpg"] = b"no picture"
@@ -215,7 +215,7 @@ def test_a_stream_gives_what_random_access_gives(tmp_path: Path) -> None:
             for one, other in zip(streamed, ours, strict=True):
                 assert one.text == other.text
                 assert one.meta == other.meta
-                for name in ("picture", "mask", "known"):
+                for name in ("image", "mask", "known"):
                     assert np.array_equal(getattr(one, name), getattr(other, name))
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from bananagrams_assets.learn.dataset import DatasetError, open_split
 from bananagrams_assets.learn.stream import stream_split
-from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import Store
 from bananagrams_tests.weed import BUCKET, Weed, serving
 
 from .tiny import make_dataset
@@ -42,7 +43,7 @@ def test_a_split_in_a_bucket_is_the_one_in_a_folder(store: Store, tmp_path: Path
         assert far.digest == near.digest
         for one, other in zip(far, near, strict=True):
             assert (one.key, one.text, one.meta) == (other.key, other.text, other.meta)
-            assert np.array_equal(one.picture, other.picture)
+            assert np.array_equal(one.image, other.image)
         streamed = list(stream_split(store, "train", min_confidence=0.7))
         assert [sample.key for sample in streamed] == [
             sample.key for sample in near.where(min_confidence=0.7)
@@ -51,13 +52,13 @@ def test_a_split_in_a_bucket_is_the_one_in_a_folder(store: Store, tmp_path: Path
 
 def test_a_shard_is_fetched_once_and_its_earlier_copies_go(store: Store, own_home: Path) -> None:
     with open_split(store, "train") as split:
-        first = split[0].picture
+        first = split[0].image
     copies = sorted((own_home / "cache").rglob("*.tar"))
     assert len(copies) == 2
     times = [path.stat().st_mtime_ns for path in copies]
     store.delete("shards/train/train-00000.tar")  # only the copy is read from now on
     with open_split(store, "train") as split:
-        assert np.array_equal(split[0].picture, first)
+        assert np.array_equal(split[0].image, first)
     assert [path.stat().st_mtime_ns for path in copies] == times
     copies[0].rename(copies[0].with_name("train-00000-0123456789abcdef.tar"))
     store.write(

@@ -59,7 +59,7 @@ def test_half_edited_pixels_are_best_predicted_as_one_half() -> None:
     assert abs(logits[min(range(61), key=losses.__getitem__)]) < 0.11
 
 
-def test_a_picture_has_the_same_loss_whatever_else_is_in_the_batch() -> None:
+def test_a_image_has_the_same_loss_whatever_else_is_in_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 1, 8, 8, generator=generator)
     truth, known = (torch.rand(3, 1, 8, 8, generator=generator) > 0.5 for _ in range(2))

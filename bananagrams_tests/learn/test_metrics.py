@@ -119,12 +119,12 @@ def test_boundary_f_forgives_the_tolerance_and_nothing_else() -> None:
 
 def test_an_interval_is_as_wide_as_its_photographs_are_few() -> None:
     rng = np.random.default_rng(0)
-    photographs = rng.normal(0.6, 0.1, 20)
-    values = np.repeat(photographs, 10)
+    photos = rng.normal(0.6, 0.1, 20)
+    values = np.repeat(photos, 10)
     sources = [str(i // 10) for i in range(200)]
     low, high = metrics.mean_interval(values, sources)
     assert low < values.mean() < high
-    standard_error = photographs.std(ddof=1) / np.sqrt(20)
+    standard_error = photos.std(ddof=1) / np.sqrt(20)
     assert high - low == pytest.approx(2 * 1.96 * standard_error, rel=0.2)
     apart = metrics.mean_interval(values, [str(i) for i in range(200)])
     assert high - low > 2 * (apart[1] - apart[0])
@@ -158,7 +158,7 @@ def test_masks_fall_into_buckets_by_their_share_of_what_is_known(pixels: int, bu
     assert metrics.size_bucket(truth, known) == bucket
 
 
-def test_trivial_masks_have_the_size_of_the_picture() -> None:
+def test_trivial_masks_have_the_size_of_the_image() -> None:
     mean = np.zeros((64, 64), bool)
     mean[:, :32] = True
     masks = trivial_masks(mean, (10, 20))

@@ -30,9 +30,9 @@ def net() -> MaskNet:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (1, 1), (33, 95), (70, 31)])
-def test_logits_have_the_size_of_the_picture(net: MaskNet, height: int, width: int) -> None:
-    pictures = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
-    logits = net(pictures, ["Tint the left half.", "x"])
+def test_logits_have_the_size_of_the_image(net: MaskNet, height: int, width: int) -> None:
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    logits = net(images, ["Tint the left half.", "x"])
     assert logits.shape == (2, 1, height, width)
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
@@ -51,7 +51,7 @@ def test_coordinate_channels_start_without_effect() -> None:
     assert torch.equal(wider(torch.cat([x, torch.randn(2, 2, 32, 32)], 1)), conv(x))
 
 
-def test_coordinates_span_the_picture_and_go_on_into_its_padding() -> None:
+def test_coordinates_span_the_image_and_go_on_into_its_padding() -> None:
     grid = coordinates(torch.zeros(1, 3, 4, 8), 3, 5)
     assert grid[0, 0, 0, [0, 2, 4]].tolist() == [-1, 0, 1]
     assert grid[0, 1, [0, 1, 2], 0].tolist() == [-1, 0, 1]
@@ -71,9 +71,9 @@ def test_a_convolution_before_doubling_is_that_of_the_doubled(
 
 
 def test_a_prediction_does_not_depend_on_what_else_is_in_the_batch(net: MaskNet) -> None:
-    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    alone = net(pictures[:1], ["Tint the left half."])
-    beside = net(pictures, ["Tint the left half.", "A far longer instruction of many more words."])
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    alone = net(images[:1], ["Tint the left half."])
+    beside = net(images, ["Tint the left half.", "A far longer instruction of many more words."])
     torch.testing.assert_close(alone, beside[:1], rtol=1e-4, atol=1e-4)
 
 
@@ -84,8 +84,8 @@ def test_order_of_words_changes_the_pooled_words(net: MaskNet) -> None:
 
 
 def test_words_steer_every_layer_that_reads_them(net: MaskNet) -> None:
-    pictures = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    net(pictures, ["Tint the left half."]).sum().backward()
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    net(images, ["Tint the left half."]).sum().backward()
     readers = [
         parameter
         for name, parameter in net.named_parameters()

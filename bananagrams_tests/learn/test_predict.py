@@ -18,7 +18,7 @@ from bananagrams_assets.learn.batch_prediction import InputError, Output, Row, l
 from bananagrams_assets.learn.network import MaskNet
 from bananagrams_assets.learn.publish import sections
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.store import open_store
+from bananagrams_assets.storage.open_store import open_store
 
 from .tiny import make_dataset, profile, sample_parts, write_shard
 
@@ -49,7 +49,7 @@ def run(model: predict.Predictor, sources: list[Path], text: str | None, folder:
     return table, failed
 
 
-def test_a_folder_of_pictures_of_any_size_and_kind(model: predict.Predictor, tmp_path: Path) -> None:
+def test_a_folder_of_images_of_any_size_and_kind(model: predict.Predictor, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for number, size in enumerate(SIZES):
         photograph(photos / f"{number}.png", size)
@@ -65,7 +65,7 @@ def test_a_folder_of_pictures_of_any_size_and_kind(model: predict.Predictor, tmp
     assert table[4]["mask"] == "deep/grey.mask.png"
 
 
-def test_a_picture_on_its_side_is_read_upright(model: predict.Predictor, tmp_path: Path) -> None:
+def test_a_image_on_its_side_is_read_upright(model: predict.Predictor, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     photograph(tmp_path / "side.jpg", (60, 20), exif=exif.tobytes())
@@ -74,7 +74,7 @@ def test_a_picture_on_its_side_is_read_upright(model: predict.Predictor, tmp_pat
     assert predict.predict_file(model, tmp_path / "side.jpg", "Remove the cup").shape == (60, 20)
 
 
-def test_one_bad_picture_is_a_row_and_ends_nothing(model: predict.Predictor, tmp_path: Path) -> None:
+def test_one_bad_image_is_a_row_and_ends_nothing(model: predict.Predictor, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photograph(photos / "a.jpg")
     (photos / "b.jpg").write_text("<html>not here</html>")
@@ -179,18 +179,16 @@ def test_soft_masks_threshold_and_overlay_agree(model: predict.Predictor, tmp_pa
 def test_a_batch_and_single_calls_give_the_same_probabilities(
     model: predict.Predictor, tmp_path: Path
 ) -> None:
-    pictures = [
-        np.asarray(Image.open(photograph(tmp_path / f"{n}.png", size))) for n, size in enumerate(SIZES)
-    ]
+    images = [np.asarray(Image.open(photograph(tmp_path / f"{n}.png", size))) for n, size in enumerate(SIZES)]
     words = ["left", "right half", "the cup", "top"]
-    together = predict.predict(model, pictures, words, batch_size=3)
-    for picture, text, found in zip(pictures, words, together, strict=True):
-        alone = predict.predict(model, [picture], [text])[0]
+    together = predict.predict(model, images, words, batch_size=3)
+    for image, text, found in zip(images, words, together, strict=True):
+        alone = predict.predict(model, [image], [text])[0]
         assert found.dtype == np.float32
-        assert found.shape == picture.shape[:2]
+        assert found.shape == image.shape[:2]
         assert np.allclose(found, alone, atol=1e-4)
     with pytest.raises(ValueError, match="1 pictures and 2 instructions"):
-        predict.predict(model, pictures[:1], words[:2])
+        predict.predict(model, images[:1], words[:2])
 
 
 def test_what_cannot_be_a_source_is_said_at_once(tmp_path: Path) -> None:

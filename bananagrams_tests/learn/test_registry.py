@@ -31,13 +31,13 @@ def settings(request: pytest.FixtureRequest) -> Profile:
     return profile(mlflow__registered_model=request.node.name.replace("[", "-").strip("]"))
 
 
-def samples(mean: float, dataset: str = "d1", photographs: int = 40, seed: int = 0) -> Scored:
+def samples(mean: float, dataset: str = "d1", photos: int = 40, seed: int = 0) -> Scored:
     """Two samples of each photograph, their IoUs about `mean`, the same photographs hard for all."""
-    hardness = np.random.default_rng(7).normal(0, 0.1, photographs)
-    noise = np.random.default_rng(seed).normal(0, 0.01, (photographs, 2))
+    hardness = np.random.default_rng(7).normal(0, 0.1, photos)
+    noise = np.random.default_rng(seed).normal(0, 0.01, (photos, 2))
     found = {
         f"s-{i:03d}-{j}": (f"photo-{i}", float(np.clip(mean + hardness[i] + noise[i, j], 0, 1)))
-        for i in range(photographs)
+        for i in range(photos)
         for j in range(2)
     }
     return Scored("test", dataset, found)

@@ -151,7 +151,7 @@ def ask(server: str, image: bytes, **params: Any) -> requests.Response:
 
 
 @pytest.mark.slow
-def test_a_server_answers_a_picture_and_an_instruction_with_the_mask(server: str, published: Any) -> None:
+def test_a_server_answers_a_image_and_an_instruction_with_the_mask(server: str, published: Any) -> None:
     settings, _, photo = published
     model = load_model("champion", settings)
     probability = predict_file(model, photo, WORDS)
@@ -171,7 +171,7 @@ def test_a_server_answers_a_picture_and_an_instruction_with_the_mask(server: str
 
 
 @pytest.mark.slow
-def test_a_server_refuses_what_is_no_picture_and_goes_on(server: str, published: Any) -> None:
+def test_a_server_refuses_what_is_no_image_and_goes_on(server: str, published: Any) -> None:
     refused = ask(server, b"<html>not a picture</html>")
     assert refused.status_code == 400
     assert "row 0: image: not a picture" in json.dumps(refused.json())

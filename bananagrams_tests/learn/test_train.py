@@ -26,7 +26,7 @@ from bananagrams_assets.learn.distributed import Job, Place, TrainingError, read
 from bananagrams_assets.learn.losses import mask_loss
 from bananagrams_assets.learn.network import MaskNet
 from bananagrams_assets.learn.optimizer import Average, rate_factor, total_steps
-from bananagrams_assets.storage.store import open_store
+from bananagrams_assets.storage.open_store import open_store
 
 from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile
 
@@ -99,7 +99,7 @@ def test_the_store_holds_weights_and_their_description(trained: Any) -> None:
     assert result["metrics"]["dev"]["by_scope"]["local"]["samples"] == 8
 
 
-def test_mlflow_holds_parameters_metrics_pictures_and_the_challenger(trained: Any) -> None:
+def test_mlflow_holds_parameters_metrics_images_and_the_challenger(trained: Any) -> None:
     job, result, _ = trained
     import mlflow
 
@@ -120,8 +120,8 @@ def test_the_champion_predicts_in_another_process(trained: Any, tmp_path: Path) 
     job, result, _ = trained
     promotion = registry.promote(job.tracking_uri, job.profile, result["version"])
     assert promotion.moved, promotion.reason
-    picture = np.random.default_rng(0).integers(90, 130, (HEIGHT, WIDTH, 3)).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "photo.png")
+    image = np.random.default_rng(0).integers(90, 130, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "photo.png")
     script = """
 import sys, mlflow, pandas as pd
 mlflow.set_tracking_uri(sys.argv[1])
@@ -138,7 +138,7 @@ sys.stdout.buffer.write(model.predict(rows)["mask"][0])
     left[HALVES["left"]] = True
     assert ((mask == 255) & left).sum() / ((mask == 255) | left).sum() > 0.5
     predictor = registry.load(job.tracking_uri, job.profile)
-    here = predict.predict(predictor, [picture], ["Tint the left half."])[0]
+    here = predict.predict(predictor, [image], ["Tint the left half."])[0]
     assert here.dtype == np.float32
     assert np.array_equal(here >= predictor.threshold, mask == 255)
 
@@ -389,7 +389,7 @@ def test_parts_of_a_step_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
     for count in (1, 4):
         net.zero_grad()
         for part in batch.parts(count):
-            each = mask_loss(net(part.pictures, part.texts), part.mask / 255, part.known)
+            each = mask_loss(net(part.images, part.texts), part.mask / 255, part.known)
             ((each * part.weights).sum() / 8).backward()
         gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
@@ -430,7 +430,7 @@ def test_weights_in_the_loss_follow_the_profile() -> None:
     assert train.sample_weight(chosen, local) == pytest.approx(0.5)
 
 
-def test_a_split_of_whole_picture_edits_alone_is_refused(tmp_path: Path) -> None:
+def test_a_split_of_whole_image_edits_alone_is_refused(tmp_path: Path) -> None:
     make_dataset(tmp_path, every={"is_global": True})
     with pytest.raises(TrainingError, match="all 24 training samples are whole-picture edits"):
         run(make_job(tmp_path))

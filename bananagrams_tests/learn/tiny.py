@@ -13,8 +13,9 @@ import numpy as np
 from bananagrams_assets.config import Profile
 from bananagrams_assets.profiles import load_profile
 from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.sample_tar import sample_writer
-from bananagrams_assets.storage.store import Store, open_store
+from bananagrams_assets.storage.store import Store
 from bananagrams_assets.storage.tables import SHARDS, write_table
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 
@@ -79,8 +80,8 @@ def sample_parts(
     side = list(HALVES)[index % len(HALVES)]
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[HALVES[side]] = True
-    picture = np.full((HEIGHT, WIDTH, 3), rng.integers(40, 200, 3), np.uint8)
-    picture += rng.integers(0, 40, picture.shape).astype(np.uint8)
+    image = np.full((HEIGHT, WIDTH, 3), rng.integers(40, 200, 3), np.uint8)
+    image += rng.integers(0, 40, image.shape).astype(np.uint8)
     text = f"Tint the {side} half."
     corners = [[-0.5, -0.5], [WIDTH - 0.5, -0.5], [WIDTH - 0.5, HEIGHT - 0.5], [-0.5, HEIGHT - 0.5]]
     meta = {
@@ -96,7 +97,7 @@ def sample_parts(
         },
     }
     return {
-        "input.jpg": encode_jpeg(picture, 95),
+        "input.jpg": encode_jpeg(image, 95),
         "mask.png": encode_png_mask(mask, one_bit=False),
         "text.txt": text.encode(),
         "summary.txt": text.encode(),

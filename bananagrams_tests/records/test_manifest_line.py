@@ -21,12 +21,12 @@ from bananagrams_assets.records.manifest_line import (
     record_key,
     source_id,
 )
-from bananagrams_assets.records.open_images import Photographs
+from bananagrams_assets.records.open_images import Photos
 
 from ..photos import record
 
 CDN = "https://cdn.example.org/nb/"
-PHOTOGRAPHS = Photographs(SourceSettings())
+PHOTOGRAPHS = Photos(SourceSettings())
 REMOTE = Source("https://example.org/sft.jsonl", None, CDN, PHOTOGRAPHS)
 SPLITS = SplitsSettings()
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from bananagrams_assets.config import AlignSettings, FetchSettings, Profile, SourceSettings
 from bananagrams_assets.records.manifest_line import source_id
-from bananagrams_assets.records.open_images import Photograph, Photographs, open_photographs
+from bananagrams_assets.records.open_images import Photo, Photos, open_photos
 from bananagrams_assets.records.sources import SourceError
 from bananagrams_assets.stages.manifest import build_manifest
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.store import LocalStore
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.tables import read_table
 from bananagrams_assets.vision.align import align
 
@@ -72,9 +72,9 @@ def source(**changes: Any) -> SourceSettings:
     return profile_of(source=changes).source
 
 
-def known(path: Path, url: str, local_name: str = "") -> Photograph | None:
-    with open_photographs(source(open_images={"csv": str(path)}), SETTINGS, quiet) as photographs:
-        return photographs.known(url, local_name)
+def known(path: Path, url: str, local_name: str = "") -> Photo | None:
+    with open_photos(source(open_images={"csv": str(path)}), SETTINGS, quiet) as photos:
+        return photos.known(url, local_name)
 
 
 def build(folder: Path, profile: Profile) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def build(folder: Path, profile: Profile) -> list[dict[str, Any]]:
 
 def test_a_photograph_is_known_by_its_url(tmp_path: Path) -> None:
     path = write_list(tmp_path / "list.csv", [row(1), row(2, Rotation="90.0"), row(3)])
-    assert known(path, flickr(2)) == Photograph(f"{2:016x}", 90, f"A dune, 2 by Ann · {BY} · {landing(2)}")
+    assert known(path, flickr(2)) == Photo(f"{2:016x}", 90, f"A dune, 2 by Ann · {BY} · {landing(2)}")
     assert known(path, flickr(4)) is None
 
 
@@ -108,7 +108,7 @@ def test_a_photograph_is_known_by_the_mirrors_url(tmp_path: Path, prefix: str) -
     found = known(path, f"{prefix}{1:016x}.jpg")
     assert found is not None
     assert (found.image_id, found.rotation) == (f"{1:016x}", 270)
-    assert known(path, f"{prefix}{5:016x}.jpg") == Photograph(f"{5:016x}")
+    assert known(path, f"{prefix}{5:016x}.jpg") == Photo(f"{5:016x}")
 
 
 def test_a_photograph_is_known_by_its_local_name(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_rotation_is_a_quarter_turn_or_unknown(tmp_path: Path, text: str, degree
 
 def test_what_the_list_does_not_say_is_left_out(tmp_path: Path) -> None:
     path = write_list(tmp_path / "list.csv", [row(1)], ("OriginalURL", "ImageID"), start="\ufeff")
-    assert known(path, flickr(1)) == Photograph(f"{1:016x}", None, "")
+    assert known(path, flickr(1)) == Photo(f"{1:016x}", None, "")
     path = write_list(tmp_path / "list.csv", [row(1, Title="", License="", Author=" A\n B ")])
     found = known(path, flickr(1))
     assert found is not None
@@ -142,8 +142,8 @@ def test_bad_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [row(1), row(2, ImageID="no id"), row(3, OriginalURL=""), row(4, OriginalURL="http://[x/"), row(5)]
     path = write_list(tmp_path / "list.csv", rows)
     said: list[str] = []
-    with open_photographs(source(open_images={"csv": str(path)}), SETTINGS, said.append) as photographs:
-        assert photographs.known(flickr(5), "") is not None
+    with open_photos(source(open_images={"csv": str(path)}), SETTINGS, said.append) as photos:
+        assert photos.known(flickr(5), "") is not None
     assert said == [f"{path}: 2 photographs read, 3 rows without ImageID or URL left out"]
 
 
@@ -169,8 +169,8 @@ def test_an_index_is_made_once_and_again_when_the_list_changes(tmp_path: Path, o
     said: list[str] = []
 
     def count() -> int:
-        with open_photographs(source(open_images={"csv": str(path)}), SETTINGS, said.append) as photographs:
-            return sum(photographs.known(flickr(number), "") is not None for number in range(5))
+        with open_photos(source(open_images={"csv": str(path)}), SETTINGS, said.append) as photos:
+            return sum(photos.known(flickr(number), "") is not None for number in range(5))
 
     assert (count(), count(), len(said)) == (1, 1, 1)
     write_list(path, [row(1), row(2)])
@@ -186,8 +186,8 @@ def test_a_list_by_url_is_sent_once(tmp_path: Path, server: Server) -> None:
     server.answers["/list.csv"] = conditional(data, ETag='"1"')
     settings = source(open_images={"csv": f"{server.url}/list.csv"})
     for _ in range(3):
-        with open_photographs(settings, SETTINGS, quiet) as photographs:
-            assert photographs.known(flickr(1), "") is not None
+        with open_photos(settings, SETTINGS, quiet) as photos:
+            assert photos.known(flickr(1), "") is not None
     assert server.sent["/list.csv"] == len(data)
 
 
@@ -195,13 +195,13 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     settings = source(open_images={"folder": str(tmp_path / "none")})
     with (
         pytest.raises(SourceError, match=r"source\.open_images\.folder: .*none: no such folder"),
-        open_photographs(settings, SETTINGS, quiet),
+        open_photos(settings, SETTINGS, quiet),
     ):
         pass
 
 
 class TestCandidates:
-    photo = Photograph(f"{1:016x}")
+    photo = Photo(f"{1:016x}")
 
     @pytest.mark.parametrize(
         "order", [["local", "mirror", "original"], ["original", "local", "mirror"], ["mirror"], ["local"]]
@@ -209,35 +209,35 @@ class TestCandidates:
     def test_they_stand_in_the_profiles_order(self, tmp_path: Path, order: list[str]) -> None:
         path = tmp_path / f"{1:016x}.jpg"
         path.write_bytes(b"picture")
-        photographs = Photographs(source(photos_from=order, open_images={"folder": str(tmp_path)}))
+        photos = Photos(source(photos_from=order, open_images={"folder": str(tmp_path)}))
         places = {
             "local": ["local:/a/b.jpg", f"local:{path}"],
             "mirror": [f"{MIRROR}{1:016x}.jpg"],
             "original": [flickr(1)],
         }
         expected = [place for name in order for place in places[name]]
-        assert photographs.candidates(flickr(1), "/a/b.jpg", self.photo) == expected
+        assert photos.candidates(flickr(1), "/a/b.jpg", self.photo) == expected
 
-    def test_a_folder_without_the_picture_is_none(self, tmp_path: Path) -> None:
-        photographs = Photographs(source(photos_from=["local"], open_images={"folder": str(tmp_path)}))
-        assert photographs.candidates(flickr(1), "", self.photo) == []
+    def test_a_folder_without_the_image_is_none(self, tmp_path: Path) -> None:
+        photos = Photos(source(photos_from=["local"], open_images={"folder": str(tmp_path)}))
+        assert photos.candidates(flickr(1), "", self.photo) == []
 
     def test_the_mirror_may_be_another(self) -> None:
-        photographs = Photographs(source(open_images={"mirror_prefix": "http://mirror.example.org/oi/"}))
+        photos = Photos(source(open_images={"mirror_prefix": "http://mirror.example.org/oi/"}))
         url = f"http://mirror.example.org/oi/{1:016x}.jpg"
-        assert photographs.known(url, "") == self.photo
-        assert photographs.candidates(url, "", self.photo) == [url]
+        assert photos.known(url, "") == self.photo
+        assert photos.candidates(url, "", self.photo) == [url]
 
     def test_a_part_of_a_photograph_is_not_served_by_the_whole(self) -> None:
-        photographs, part = Photographs(source()), f"{flickr(1)}#xywh=0,0,64,64"
-        assert photographs.candidates(part, "/a/b.jpg", self.photo) == ["local:/a/b.jpg"]
-        assert photographs.candidates(part, "", self.photo) == [part]
+        photos, part = Photos(source()), f"{flickr(1)}#xywh=0,0,64,64"
+        assert photos.candidates(part, "/a/b.jpg", self.photo) == ["local:/a/b.jpg"]
+        assert photos.candidates(part, "", self.photo) == [part]
 
     @given(st.text(), st.text())
     def test_any_names_are_looked_up(self, url: str, name: str) -> None:
-        photographs = Photographs(source())
-        found = photographs.known(url, name)
-        assert photographs.candidates(url, "", found) == ([url] if url else [])
+        photos = Photos(source())
+        found = photos.known(url, name)
+        assert photos.candidates(url, "", found) == ([url] if url else [])
 
 
 def test_without_a_list_records_are_as_they_were(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_one_edit_under_two_addresses_of_its_photograph_is_an_exact_duplicate(tm
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_a_pair_of_which_one_picture_is_turned_aligns_all_the_same(turns: int) -> None:
+def test_a_pair_of_which_one_image_is_turned_aligns_all_the_same(turns: int) -> None:
     """Why `rotation` is recorded and no pixels are turned."""
     photo = photograph(3, (640, 480))
     found = align(photo, np.ascontiguousarray(np.rot90(edited(photo), turns)), AlignSettings())

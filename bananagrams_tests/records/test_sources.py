@@ -15,8 +15,9 @@ from bananagrams_assets.config import FetchSettings, Profile
 from bananagrams_assets.records import sources
 from bananagrams_assets.records.sources import SourceError, fingerprint, latest
 from bananagrams_assets.stages.manifest import build_manifest
-from bananagrams_assets.stages.stage import WHOLE, run_stage, why_stale
-from bananagrams_assets.storage.store import LocalStore, Store, StoreError
+from bananagrams_assets.stages.stage import UNPARTITIONED, run_stage, why_stale
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_assets.storage.store import Store, StoreError
 
 from ..photos import profile_of, quiet, record, write_manifest
 from ..servers import Server, body, conditional, cut_first, failing_first, status
@@ -27,10 +28,10 @@ TEXT = "".join(f"{json.dumps(record(number))}\n" for number in range(20)).encode
 
 
 def run(store: Store, profile: Profile) -> list[str]:
-    def build(store: Store, profile: Profile, partition: str, say: Any) -> Any:
-        return build_manifest(store, profile, say)[""]
+    def build(store: Store, profile: Profile, partition: str, log: Any) -> Any:
+        return build_manifest(store, profile, log)[""]
 
-    return run_stage(store, profile, "manifest", WHOLE, build, quiet).reasons
+    return run_stage(store, profile, "manifest", UNPARTITIONED, build, quiet).reasons
 
 
 @pytest.mark.parametrize("validators", VALIDATORS, ids=["etag", "last-modified"])
@@ -42,7 +43,7 @@ def test_an_unchanged_manifest_is_sent_once_and_keeps_its_version(
     assert run(store, profile) == ["never built"]
     asked = server.asked["/sft.jsonl"]
     assert run(store, profile) == []
-    assert why_stale(store, profile, "manifest", WHOLE) == []
+    assert why_stale(store, profile, "manifest", UNPARTITIONED) == []
     assert server.asked["/sft.jsonl"] > asked
     assert server.sent["/sft.jsonl"] == len(TEXT)
 
@@ -92,7 +93,7 @@ def test_a_broken_download_leaves_the_one_before(server: Server) -> None:
 
 
 @pytest.mark.parametrize("code", [503, 429, 408])
-def test_what_may_pass_is_asked_for_again(server: Server, code: int) -> None:
+def test_what_is_retryable_is_asked_for_again(server: Server, code: int) -> None:
     server.answers["/a"] = failing_first(2, code, TEXT)
     assert latest(f"{server.url}/a", SETTINGS, quiet)[0].read_bytes() == TEXT
     assert server.asked["/a"] == 3

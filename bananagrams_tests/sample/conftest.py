@@ -24,5 +24,5 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A small sample: three pairs from each packaged photograph."""
     folder = tmp_path_factory.mktemp("sample")
     said: list[str] = []
-    report = make_sample(folder, SMALL, say=said.append, workers=2)
+    report = make_sample(folder, SMALL, log=said.append, workers=2)
     return Made(folder, report, said)

@@ -35,9 +35,9 @@ def test_the_homography_maps_edited_pixels_to_the_input_pixels_they_show(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(96, 400), st.integers(96, 400), st.integers(0, 2**32 - 1))
-def test_size_and_geometry_stay_near_the_picture_s(width: int, height: int, seed: int) -> None:
-    picture = np.zeros((height, width, 3), np.uint8)
-    edited, homography = reencode(picture, 0.0, np.random.default_rng(seed))
+def test_size_and_geometry_stay_near_the_image_s(width: int, height: int, seed: int) -> None:
+    image = np.zeros((height, width, 3), np.uint8)
+    edited, homography = reencode(image, 0.0, np.random.default_rng(seed))
     assert edited.shape[0] % 8 == 0
     assert edited.shape[1] % 8 == 0
     assert 0.78 < edited.shape[1] / width < 1.25
@@ -48,13 +48,13 @@ def test_size_and_geometry_stay_near_the_picture_s(width: int, height: int, seed
     assert np.all(np.abs(moved) < 0.09 * max(width, height))
 
 
-def test_strength_changes_every_part_of_the_picture_more_and_more() -> None:
+def test_strength_changes_every_part_of_the_image_more_and_more() -> None:
     rng = np.random.default_rng(0)
-    picture = np.clip(128 + 40 * rng.standard_normal((160, 200, 3)), 0, 255).astype(np.uint8)
-    plain, still = reencode(picture, 0.0, np.random.default_rng(5))
+    image = np.clip(128 + 40 * rng.standard_normal((160, 200, 3)), 0, 255).astype(np.uint8)
+    plain, still = reencode(image, 0.0, np.random.default_rng(5))
     changes = []
     for strength in (0.5, 1.0, 2.0):
-        result, homography = reencode(picture, strength, np.random.default_rng(5))
+        result, homography = reencode(image, strength, np.random.default_rng(5))
         assert np.array_equal(homography, still)
         assert result.shape == plain.shape
         changes.append(np.abs(result.astype(float) - plain).mean())

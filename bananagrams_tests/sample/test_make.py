@@ -95,7 +95,7 @@ def test_each_mask_is_binary_and_of_the_input_s_size(made: Made) -> None:
         assert bool(mask.all()) >= truth["is_global"]
 
 
-def test_truth_s_homography_maps_the_edited_picture_s_center_near_the_input_s(made: Made) -> None:
+def test_truth_s_homography_maps_the_edited_image_s_center_near_the_input_s(made: Made) -> None:
     for truth, record in zip(
         _lines(made.folder / "truth.jsonl"), _lines(made.folder / "sft.jsonl"), strict=True
     ):

@@ -21,7 +21,7 @@ from bananagrams_assets.sample.photos import LABELS, PhotoError, folder_photos, 
 from bananagrams_assets.sample.segments import Segment, segments_of
 from bananagrams_assets.sample.visible import Invisible, visible_truth
 from bananagrams_assets.vision.geometry import warp
-from bananagrams_tests.vision.pictures import textured
+from bananagrams_tests.vision.images import textured
 
 GLOBAL = {
     "tone", "vintage", "lighting", "season", "weather", "sketch", "art", "historical", "anime", "cel", "ink",
@@ -74,7 +74,7 @@ def _draw(family: str, scenes: Scenes, count: int = 2) -> list[Edit]:
     return edits
 
 
-def test_label_pictures_are_no_photographs(folder: Path) -> None:
+def test_label_images_are_no_photographs(folder: Path) -> None:
     found = folder_photos(folder, pytest.fail)
     assert [photo.name for photo in found] == ["astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg"]
 
@@ -189,24 +189,24 @@ def test_small_photographs_are_enlarged_where_that_is_asked_for(folder: Path) ->
 
 
 def test_labels_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (120, 120, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.jpg")
+    image = np.random.default_rng(0).integers(0, 255, (120, 120, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.jpg")
     (tmp_path / "a.png").write_bytes(b"no picture")
     (tmp_path / LABELS).write_text('[{"photo": "a.jpg", "objects": [{"id": 1, "category": "cat"}]}]')
     with pytest.raises(PhotoError, match=r"a\.png: not a readable picture of labels"):
-        segments_of(tmp_path / "a.jpg", picture)
+        segments_of(tmp_path / "a.jpg", image)
     Image.fromarray(np.zeros((120, 120, 3), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(PhotoError, match="holds none of the segments"):
-        segments_of(tmp_path / "a.jpg", picture)
+        segments_of(tmp_path / "a.jpg", image)
 
 
 def test_a_list_of_objects_that_is_none_is_named(tmp_path: Path) -> None:
-    picture = np.zeros((120, 120, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.jpg")
-    Image.fromarray(picture).save(tmp_path / "a.png")
+    image = np.zeros((120, 120, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.jpg")
+    Image.fromarray(image).save(tmp_path / "a.png")
     (tmp_path / LABELS).write_text('[{"picture": "a.jpg"}]')
     with pytest.raises(PhotoError, match=r"objects\.json: not a list of photographs"):
-        segments_of(tmp_path / "a.jpg", picture)
+        segments_of(tmp_path / "a.jpg", image)
 
 
 def _stripes() -> Any:
@@ -215,13 +215,13 @@ def _stripes() -> Any:
 
 
 def test_a_hole_in_a_pattern_is_filled_with_the_pattern() -> None:
-    picture, hole = _stripes(), np.zeros((120, 160), bool)
+    image, hole = _stripes(), np.zeros((120, 160), bool)
     hole[40:70, 60:100] = True
-    spoiled = picture.copy()
+    spoiled = image.copy()
     spoiled[hole] = (200, 0, 0)
     filled = fill(spoiled, hole, np.zeros_like(hole))
-    assert np.abs(filled.astype(int) - picture)[hole].mean() < 12
-    assert np.array_equal(filled[:20], picture[:20])
+    assert np.abs(filled.astype(int) - image)[hole].mean() < 12
+    assert np.array_equal(filled[:20], image[:20])
 
 
 def test_a_hole_that_nothing_fits_is_refused() -> None:
@@ -232,15 +232,15 @@ def test_a_hole_that_nothing_fits_is_refused() -> None:
 
 
 def test_an_edit_that_nobody_sees_is_no_truth() -> None:
-    picture, painted = _stripes(), np.zeros((120, 160), bool)
+    image, painted = _stripes(), np.zeros((120, 160), bool)
     painted[20:60, 20:60] = True
-    faint = np.where(painted[..., None], picture + 3, picture).astype(np.uint8)
+    faint = np.where(painted[..., None], image + 3, image).astype(np.uint8)
     with pytest.raises(Invisible):
-        visible_truth(picture, faint, painted, painted)
-    half = picture.copy()
+        visible_truth(image, faint, painted, painted)
+    half = image.copy()
     half[20:60, 20:35] = (250, 0, 0)
     with pytest.raises(Invisible, match="40% of the edit can be seen"):
-        visible_truth(picture, half, painted, painted)
+        visible_truth(image, half, painted, painted)
 
 
 def test_the_margin_that_a_removal_paints_over_unseen_is_no_truth() -> None:

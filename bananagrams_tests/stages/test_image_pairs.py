@@ -17,11 +17,12 @@ from bananagrams_assets.config import Profile
 from bananagrams_assets.fetching.client import FetchError
 from bananagrams_assets.stages.image_pairs import fetch_pairs
 from bananagrams_assets.stages.manifest import build_manifest
+from bananagrams_assets.stages.stage import StageResult
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.digests import digest_of
-from bananagrams_assets.storage.files import Product
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import Sample, read_samples
-from bananagrams_assets.storage.store import LocalStore, StoreError
+from bananagrams_assets.storage.store import StoreError
 from bananagrams_assets.storage.tables import read_table
 from bananagrams_assets.vision.images import encode_jpeg
 
@@ -37,7 +38,7 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 
 
-def fetch(store: LocalStore, profile: Profile) -> Product:
+def fetch(store: LocalStore, profile: Profile) -> StageResult:
     build_manifest(store, profile, quiet)
     return fetch_pairs(store, profile, SHARD, quiet)
 
@@ -68,8 +69,8 @@ def served(server: Server, folder: Path, answers: dict[int, tuple[Answer, Answer
     return one_shard(write_manifest(folder / "remote", records), source=source, fetch=fetch)
 
 
-def test_pictures_are_stored_as_received_in_key_order(store: LocalStore, tmp_path: Path) -> None:
-    product = fetch(store, one_shard(local_pairs(tmp_path, 7)))
+def test_images_are_stored_as_received_in_key_order(store: LocalStore, tmp_path: Path) -> None:
+    result = fetch(store, one_shard(local_pairs(tmp_path, 7)))
     samples, rows = stored(store), table(store)
     assert (
         [sample.key for sample in samples]
@@ -90,12 +91,10 @@ def test_pictures_are_stored_as_received_in_key_order(store: LocalStore, tmp_pat
             192,
             144,
         )
-    assert (product.stats["ok"], product.stats["local"], product.stats["failed"]) == (7, 14, 0)
+    assert (result.stats["ok"], result.stats["local"], result.stats["failed"]) == (7, 14, 0)
 
 
-def test_remote_pictures_and_what_is_wrong_with_them(
-    store: LocalStore, server: Server, tmp_path: Path
-) -> None:
+def test_remote_images_and_what_is_wrong_with_them(store: LocalStore, server: Server, tmp_path: Path) -> None:
     good, page = (body(BEFORE), body(AFTER)), b"<!doctype html><title>Not found</title>"
     profile = served(
         server, tmp_path,
@@ -112,7 +111,7 @@ def test_remote_pictures_and_what_is_wrong_with_them(
         },
         max_bytes=200_000, max_pixels=200_000,
     )  # fmt: skip
-    product = fetch(store, profile)
+    result = fetch(store, profile)
     rows = {int(row["key"].split("-")[1]): row for row in table(store)}
     assert {number: (row["status"], row["part"]) for number, row in rows.items()} == {
         1: ("ok", ""), 2: ("failed", "input"), 3: ("failed", "edited"), 4: ("failed", "edited"),
@@ -127,8 +126,8 @@ def test_remote_pictures_and_what_is_wrong_with_them(
     assert (rows[2]["http_status"], rows[6]["attempts"]) == (404, 3)
     assert rows[1]["from_edited"] == f"{server.url}/nb/images/1.png"
     assert [sample.key for sample in stored(store)] == sorted(rows[number]["key"] for number in (1, 6))
-    assert (product.stats["ok"], product.stats["failed"], product.stats["refused"]) == (2, 4, 3)
-    assert product.stats["reasons"]["input: HTTP 404"] == 1
+    assert (result.stats["ok"], result.stats["failed"], result.stats["refused"]) == (2, 4, 3)
+    assert result.stats["reasons"]["input: HTTP 404"] == 1
 
 
 def test_the_data_version_knows_no_timing(server: Server, tmp_path: Path) -> None:
@@ -136,12 +135,12 @@ def test_the_data_version_knows_no_timing(server: Server, tmp_path: Path) -> Non
     for name in ("a", "b"):
         store = LocalStore(tmp_path / name)
         answers = {1: (failing_first(1, 503, BEFORE), body(AFTER)), 2: (status(404), body(AFTER))}
-        product = fetch(store, served(server, tmp_path, answers))
-        versions.append((product.content, product.files[paths.pairs_tar(SHARD)]))
+        result = fetch(store, served(server, tmp_path, answers))
+        versions.append((result.content, result.files[paths.pairs_tar(SHARD)]))
     assert versions[0] == versions[1]
 
 
-def test_another_picture_is_another_data_version(store: LocalStore, tmp_path: Path) -> None:
+def test_another_image_is_another_data_version(store: LocalStore, tmp_path: Path) -> None:
     profile = one_shard(local_pairs(tmp_path, 2))
     before = fetch(store, profile)
     (tmp_path / "photos/1.jpg").write_bytes(encode_jpeg(photograph(5), 95))
@@ -181,7 +180,7 @@ def test_other_limits_or_a_damaged_tar_fetch_anew(store: LocalStore, server: Ser
     assert mended.stats["kept"] < 3
 
 
-def test_large_pictures_are_fitted_where_asked(tmp_path: Path) -> None:
+def test_large_images_are_fitted_where_asked(tmp_path: Path) -> None:
     manifest = local_pairs(tmp_path, 2)
     contents = set()
     for side in (None, 500, 96):
@@ -200,7 +199,7 @@ def test_large_pictures_are_fitted_where_asked(tmp_path: Path) -> None:
     assert len(contents) == 2
 
 
-def test_the_kind_of_a_picture_is_told_by_its_bytes(store: LocalStore, tmp_path: Path) -> None:
+def test_the_kind_of_a_image_is_told_by_its_bytes(store: LocalStore, tmp_path: Path) -> None:
     manifest = local_pairs(tmp_path, 1)
     (tmp_path / "photos/0.jpg").write_bytes(AFTER)
     Image.fromarray(photograph(3)).save(tmp_path / "images/positive-edit/0.png", "WEBP")
@@ -208,7 +207,7 @@ def test_the_kind_of_a_picture_is_told_by_its_bytes(store: LocalStore, tmp_path:
     assert list(stored(store)[0].parts) == ["input.png", "edited.webp"]
 
 
-def test_a_local_picture_that_went_away_is_a_row(store: LocalStore, tmp_path: Path) -> None:
+def test_a_local_image_that_went_away_is_a_row(store: LocalStore, tmp_path: Path) -> None:
     profile = one_shard(local_pairs(tmp_path, 2), source={"photos_from": ("local",)})
     build_manifest(store, profile, quiet)
     (tmp_path / "photos/1.jpg").unlink()
@@ -220,8 +219,8 @@ def test_a_local_picture_that_went_away_is_a_row(store: LocalStore, tmp_path: Pa
 def test_an_empty_shard_is_written(store: LocalStore, tmp_path: Path) -> None:
     profile = one_shard(local_pairs(tmp_path, 2))
     build_manifest(store, profile, quiet)
-    product = fetch_pairs(store, profile, "dev-00000", quiet)
-    assert product.stats["records"] == 0
+    result = fetch_pairs(store, profile, "dev-00000", quiet)
+    assert result.stats["records"] == 0
     assert store.exists(paths.pairs_tar("dev-00000"))
 
 
@@ -286,7 +285,7 @@ def test_a_full_disk_ends_the_stage_and_leaves_nothing(
     assert stats["fetched"] == sum(server.asked.values()) - before < 200
 
 
-def test_a_full_disk_of_the_store_ends_the_stage_and_keeps_the_pictures(
+def test_a_full_disk_of_the_store_ends_the_stage_and_keeps_the_images(
     store: LocalStore, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(path: Path, other: Path) -> None:
@@ -301,8 +300,8 @@ def test_a_full_disk_of_the_store_ends_the_stage_and_keeps_the_pictures(
     assert store.list("image_pairs/") == []
     assert not [path for path in store.folder.rglob(".tmp-*") if path.is_file()]
     asked = sum(server.asked.values())
-    product = fetch_pairs(store, profile, SHARD, quiet)
-    assert (product.stats["resumed"], sum(server.asked.values())) == (18, asked)
+    result = fetch_pairs(store, profile, SHARD, quiet)
+    assert (result.stats["resumed"], sum(server.asked.values())) == (18, asked)
     with store.open(paths.pairs_tar(SHARD)) as file:
-        told = product.files[paths.pairs_tar(SHARD)].sha256
+        told = result.files[paths.pairs_tar(SHARD)].sha256
         assert digest_of(file, told) == told

@@ -12,8 +12,10 @@ from bananagrams_assets.config import Profile
 from bananagrams_assets.stages import stage
 from bananagrams_assets.stages.shards import dataset_digest
 from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.sample_tar import read_samples
-from bananagrams_assets.storage.store import LocalStore, Store, open_store
+from bananagrams_assets.storage.store import Store
 from bananagrams_assets.storage.tables import read_table
 
 from ..photos import local_pairs, profile_of

@@ -16,7 +16,9 @@ import pytest
 
 from bananagrams_assets.stages.stage import read_receipt, run_stage
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.store import LocalStore, Store, open_store
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import Store
 
 from ..photos import local_pairs, one_shard, quiet
 from ..weed import BUCKET, Weed

@@ -10,9 +10,9 @@ import pytest
 
 from bananagrams_assets.config import ConfigError, Profile
 from bananagrams_assets.stages.manifest import ManifestError, build_manifest
+from bananagrams_assets.stages.stage import StageResult
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.files import Product
-from bananagrams_assets.storage.store import LocalStore
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.tables import MANIFEST, read_table
 
 from ..photos import profile_of, quiet, record, write_manifest
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 
 
-def build(store: LocalStore, profile: Profile) -> dict[str, Product]:
+def build(store: LocalStore, profile: Profile) -> dict[str, StageResult]:
     return build_manifest(store, profile, quiet)
 
 
@@ -42,8 +42,8 @@ def rejects(store: LocalStore) -> list[dict[str, Any]]:
 
 def test_every_record_is_in_its_shard(store: LocalStore, tmp_path: Path) -> None:
     profile = profile_of(write_manifest(tmp_path, MANY))
-    products = build(store, profile)
-    assert set(products) == {"", *profile.shard_keys()}
+    results = build(store, profile)
+    assert set(results) == {"", *profile.shard_keys()}
     found = rows(store, profile)
     assert len(found) == 90
     assert list(found[0]) == list(MANIFEST)
@@ -51,10 +51,10 @@ def test_every_record_is_in_its_shard(store: LocalStore, tmp_path: Path) -> None
         table = read_table(store, paths.manifest_table(shard))
         assert [row["key"] for row in table] == sorted(row["key"] for row in table)
         assert {(row["shard"], row["split"]) for row in table} <= {(shard, paths.split_of(shard))}
-        assert products[shard].stats["records"] == len(table)
-        assert set(products[shard].files) == {paths.manifest_table(shard)}
-    assert products[""].stats["records"] == 90
-    assert products[""].stats["photographs"] == 30
+        assert results[shard].stats["records"] == len(table)
+        assert set(results[shard].files) == {paths.manifest_table(shard)}
+    assert results[""].stats["records"] == 90
+    assert results[""].stats["photographs"] == 30
 
 
 def test_all_edits_of_a_photograph_are_together(store: LocalStore, tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_order_does_not_matter(tmp_path: Path) -> None:
     for seed in range(2):
         store = LocalStore(tmp_path / f"store-{seed}")
         write_manifest(tmp_path, random.Random(seed).sample(MANY, len(MANY)))
-        products = build(store, profile)
-        contents.append({shard: products[shard].content for shard in profile.shard_keys()})
-        assert products[""].stats["records"] == 20
-        assert products[""].stats["left_out"] == 70
+        results = build(store, profile)
+        contents.append({shard: results[shard].content for shard in profile.shard_keys()})
+        assert results[""].stats["records"] == 20
+        assert results[""].stats["left_out"] == 70
     assert contents[0] == contents[1]
 
 
@@ -116,9 +116,9 @@ def test_a_small_sample_is_part_of_a_larger_one(tmp_path: Path) -> None:
 def test_edit_types_are_filtered(store: LocalStore, tmp_path: Path) -> None:
     records = [record(1), record(2, edit_type="ZOOM IN"), record(3, edit_type="Something new")]
     profile = profile_of(write_manifest(tmp_path, records), source={"edit_types": ["zoom-in"]})
-    products = build(store, profile)
+    results = build(store, profile)
     assert [row["edit_type"] for row in rows(store, profile)] == ["Zoom in"]
-    assert products[""].stats["left_out"] == 2
+    assert results[""].stats["left_out"] == 2
     assert rejects(store) == []
 
 
@@ -152,7 +152,7 @@ def test_bad_lines_are_rows_with_their_number(store: LocalStore, tmp_path: Path)
     path = write_manifest(tmp_path, lines)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     profile = profile_of(path)
-    products = build(store, profile)
+    results = build(store, profile)
     assert sorted(row["line"] for row in rows(store, profile)) == [1, 5]
     assert [(row["line"], row["reason"].split(":")[0]) for row in rejects(store)] == [
         (2, "broken JSON"),
@@ -160,8 +160,8 @@ def test_bad_lines_are_rows_with_their_number(store: LocalStore, tmp_path: Path)
         (6, "not a JSON object but a list"),
         (7, "output_image must hold no empty, `.` or `..` parts"),
     ]
-    assert products[""].stats["rejected"] == 4
-    assert products[""].stats["reasons"]["broken JSON"] == 1
+    assert results[""].stats["rejected"] == 4
+    assert results[""].stats["reasons"]["broken JSON"] == 1
 
 
 def test_a_line_without_an_end_is_cut(
@@ -232,14 +232,14 @@ def test_an_absent_manifest_is_an_error(store: LocalStore, tmp_path: Path) -> No
             build(store, profile_of(path))
 
 
-def test_a_changed_local_picture_changes_its_shard(store: LocalStore, tmp_path: Path) -> None:
-    picture = tmp_path / "photos/1.jpg"
-    picture.parent.mkdir()
-    picture.write_bytes(b"one")
+def test_a_changed_local_image_changes_its_shard(store: LocalStore, tmp_path: Path) -> None:
+    image = tmp_path / "photos/1.jpg"
+    image.parent.mkdir()
+    image.write_bytes(b"one")
     records = [record(1, local_input_image="photos/1.jpg"), *MANY[10:]]
     profile = profile_of(write_manifest(tmp_path, records))
     before = build(store, profile)
-    picture.write_bytes(b"two")
+    image.write_bytes(b"two")
     after = build(store, profile)
     assert sum(before[shard].content != after[shard].content for shard in profile.shard_keys()) == 1
 

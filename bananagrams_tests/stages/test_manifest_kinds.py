@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from bananagrams_assets.config import ConfigError, Profile, SourceSettings, SplitsSettings
 from bananagrams_assets.records.manifest_line import Record, Reject, Source, assigning, parse_line, source_id
-from bananagrams_assets.records.open_images import Photographs
+from bananagrams_assets.records.open_images import Photos
 from bananagrams_assets.stages.manifest import ManifestError, build_manifest
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.store import LocalStore
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.tables import read_table
 
 from ..photos import profile_of, quiet, record, write_manifest
 
 CDN = "https://cdn.example.org/nb/"
 ORIGINAL = "https://farm8.staticflickr.com/2915/14573719235_6cfb811e3c_o.jpg"
-PHOTOGRAPHS = Photographs(SourceSettings())
+PHOTOGRAPHS = Photos(SourceSettings())
 REMOTE = Source("https://example.org/multi-turn.jsonl", None, CDN, PHOTOGRAPHS)
 
 
@@ -64,7 +64,7 @@ def build(folder: Path, profile: Profile) -> list[dict[str, Any]]:
 
 
 class TestChains:
-    def test_each_turn_is_a_pair_of_the_picture_before_it(self) -> None:
+    def test_each_turn_is_a_pair_of_the_image_before_it(self) -> None:
         found = records_of(chain())
         names = [f"images/multi-turn/101_attemptB_turn{turn}.png" for turn in (1, 2, 3)]
         assert [item.kind for item in found] == ["multi-turn"] * 3
@@ -84,7 +84,7 @@ class TestChains:
         assert {item.attribution for item in found} == {f"photograph: {ORIGINAL}"}
         assert len({item.key for item in found}) == 5
 
-    def test_one_turn_has_the_final_picture_alone(self) -> None:
+    def test_one_turn_has_the_final_image_alone(self) -> None:
         (found,) = records_of(chain(turns=1))
         assert (found.turn, found.input_url) == (1, ORIGINAL)
 
@@ -112,7 +112,7 @@ class TestChains:
         assert words in reason_of(chain(**changes))
 
     @pytest.mark.parametrize("name", ["original_input_image", "edit_turn1", "final_image"])
-    def test_a_missing_or_repeated_picture_is_named(self, name: str) -> None:
+    def test_a_missing_or_repeated_image_is_named(self, name: str) -> None:
         content = chain()
         kept = [file for file in content["files"] if file["id"] != name]
         lost = [file for file in content["files"] if file["id"] == name]
@@ -137,7 +137,7 @@ class TestChains:
         assert third.input_url == CDN + second.output_image
 
     @pytest.mark.parametrize("name", ["../1.png", "/etc/1.png", "https://example.org/1.png", "a\\b.png"])
-    def test_an_edited_picture_stays_under_its_folder(self, name: str) -> None:
+    def test_an_edited_image_stays_under_its_folder(self, name: str) -> None:
         content = chain(turns=1)
         content["files"][0]["url"] = name
         assert reason_of(content).startswith("url of an edited picture ")
@@ -209,7 +209,7 @@ class TestManifests:
         rejects = read_table(LocalStore(tmp_path / "store"), paths.MANIFEST_REJECTS)
         assert [row["reason"] for row in rejects] == ["exact duplicate: line 3 repeats line 1"] * 3
 
-    def test_two_chains_that_claim_one_picture_lose_it(self, tmp_path: Path) -> None:
+    def test_two_chains_that_claim_one_image_lose_it(self, tmp_path: Path) -> None:
         other = chain(metadata_edit_turn_prompts=["Change number 1", "Another", "Change number 3"])
         rows = build(tmp_path, profile_of(write_manifest(tmp_path, [chain(), other])))
         assert sorted(row["turn"] for row in rows) == [1, 3]
@@ -219,7 +219,7 @@ class TestManifests:
         assert all(row["reason"].endswith("_turn2.png on line 1, line 2") for row in different)
         assert len(rejects) == 4
 
-    def test_more_than_five_places_of_one_picture_are_counted(self, tmp_path: Path) -> None:
+    def test_more_than_five_places_of_one_image_are_counted(self, tmp_path: Path) -> None:
         lines = [record(1, text=f"Text {number}") for number in range(8)]
         build(tmp_path, profile_of(write_manifest(tmp_path, [*lines, record(2)])))
         rejects = read_table(LocalStore(tmp_path / "store"), paths.MANIFEST_REJECTS)

@@ -11,11 +11,11 @@ from bananagrams_assets.config import Profile
 from bananagrams_assets.fetching import rate_limits
 from bananagrams_assets.stages.image_pairs import fetch_pairs
 from bananagrams_assets.stages.manifest import build_manifest
-from bananagrams_assets.stages.stage import WHOLE, write_receipt
-from bananagrams_assets.stages.status import failures_that_may_pass, status_of
+from bananagrams_assets.stages.stage import UNPARTITIONED, write_receipt
+from bananagrams_assets.stages.status import retryable_failures, status_of
 from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import read_samples
-from bananagrams_assets.storage.store import LocalStore
 from bananagrams_assets.storage.tables import read_table
 from bananagrams_assets.vision.images import encode_jpeg
 
@@ -152,13 +152,13 @@ def test_every_good_pair_comes_and_every_bad_one_is_a_row(
     server: Server, tmp_path: Path, profile: Profile, crowd: Crowd
 ) -> None:
     store = LocalStore(tmp_path / "store")
-    products = build_manifest(store, profile, quiet)
-    product = fetch_pairs(store, profile, SHARD, quiet)
+    results = build_manifest(store, profile, quiet)
+    result = fetch_pairs(store, profile, SHARD, quiet)
     names = {row["key"]: row["text"] for row in read_table(store, paths.manifest_table(SHARD))}
     rows = {names[row["key"]]: row for row in read_table(store, paths.pairs_table(SHARD))}
     assert {name for name, row in rows.items() if row["status"] == "ok"} == set(GOOD)
     found = {
-        name: (row["status"], row["reason"].split(": ")[1], row["may_pass"])
+        name: (row["status"], row["reason"].split(": ")[1], row["retryable"])
         for name, row in rows.items()
         if row["status"] != "ok"
     }
@@ -173,20 +173,20 @@ def test_every_good_pair_comes_and_every_bad_one_is_a_row(
     assert all(sample.parts == {"input.jpg": PHOTO, "edited.png": EDIT} for sample in samples)
     assert crowd.most <= AT_ONCE
     assert max(server.asked.values()) <= 3
-    assert product.stats["failures_by_host"] == {"127.0.0.1": len(BAD)}
-    passing = sum(may_pass for *_, may_pass in BAD.values())
-    assert (product.stats["to_retry"], product.stats["ok"]) == (passing, len(GOOD))
+    assert result.stats["failures_by_host"] == {"127.0.0.1": len(BAD)}
+    passing = sum(retryable for *_, retryable in BAD.values())
+    assert (result.stats["to_retry"], result.stats["ok"]) == (passing, len(GOOD))
 
-    write_receipt(store, profile, "manifest", SHARD, products[SHARD], {})
-    write_receipt(store, profile, "manifest", WHOLE, products[""], {})
+    write_receipt(store, profile, "manifest", SHARD, results[SHARD], {})
+    write_receipt(store, profile, "manifest", UNPARTITIONED, results[""], {})
     before = status_of(store, profile)
     assert (before.total.records, before.total.done, before.left_s) == (len(rows), 0, None)
-    write_receipt(store, profile, "image_pairs", SHARD, product, {})
+    write_receipt(store, profile, "image_pairs", SHARD, result, {})
     after = status_of(store, profile)
     assert (after.total.done, after.total.ok, after.left_s) == (len(rows), len(GOOD), 0.0)
     assert after.total.reasons["input: HTTP 404"] == 1
-    assert after.pictures_per_s is not None
-    assert failures_that_may_pass(store, SHARD) == passing == after.total.to_retry
+    assert after.images_per_s is not None
+    assert retryable_failures(store, SHARD) == passing == after.total.to_retry
 
 
 def test_a_date_to_come_back_at_is_kept_to(server: Server, tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.fetching.spool import Spool, open_spool, picture_name, pictures_in, spool_folder
+from bananagrams_assets.fetching.spool import Spool, image_name, images_in, open_spool, spool_folder
 from bananagrams_assets.stages.image_pairs import fetch_pairs
 from bananagrams_assets.stages.manifest import build_manifest
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.store import LocalStore, Store, StoreError
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_assets.storage.store import Store, StoreError
 from bananagrams_assets.storage.tables import MANIFEST, read_table, write_table
 from bananagrams_assets.vision.images import encode_jpeg
 
@@ -68,7 +69,7 @@ PROGRAM = """
 import json, sys
 from bananagrams_assets.profiles import validate
 from bananagrams_assets.stages.image_pairs import fetch_pairs
-from bananagrams_assets.storage.store import open_store
+from bananagrams_assets.storage.open_store import open_store
 fetch_pairs(open_store(sys.argv[1]), validate(json.loads(sys.argv[2])), "train-00000", print)
 """
 
@@ -83,8 +84,8 @@ def start(store: Store, profile: Profile) -> subprocess.Popen[str]:
 
 def finished(store: Store, profile: Profile, server: Server) -> set[str]:
     """Paths of the pictures that an ended run has left whole."""
-    kept, kind = pictures_in(spool_folder(store.url, SHARD)), profile.fetch.digest()
-    return {path for path in list(server.asked) if picture_name(kind, f"{server.url}{path}") in kept}
+    kept, kind = images_in(spool_folder(store.url, SHARD)), profile.fetch.digest()
+    return {path for path in list(server.asked) if image_name(kind, f"{server.url}{path}") in kept}
 
 
 def wait_for_requests(server: Server, more: int, process: subprocess.Popen[str]) -> None:
@@ -116,15 +117,15 @@ def test_runs_killed_at_any_moment_lose_nothing_and_change_nothing(server: Serve
     again = fetch_pairs(store, profile, SHARD, quiet)
     assert {path: server.asked[path] for path in before} == before
     assert again.stats["resumed"] == len(before)
-    product = fetch_pairs(whole, profile, SHARD, quiet)
-    assert again.content == product.content
+    result = fetch_pairs(whole, profile, SHARD, quiet)
+    assert again.content == result.content
     assert store.read(paths.pairs_tar(SHARD)) == whole.read(paths.pairs_tar(SHARD))
     assert timeless(store) == timeless(whole)
     assert not spool_folder(store.url, SHARD).exists()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_cancelled_run_waits_for_no_picture_and_can_be_taken_up(
+def test_a_cancelled_run_waits_for_no_image_and_can_be_taken_up(
     server: Server, tmp_path: Path, signum: signal.Signals
 ) -> None:
     profile = remote(server, tmp_path, 12, timeout_s=3600.0, deadline_s=3600.0)
@@ -141,8 +142,8 @@ def test_a_cancelled_run_waits_for_no_picture_and_can_be_taken_up(
     assert not [path for path in store.folder.rglob("*") if "image_pairs" in str(path) and path.is_file()]
     server.asked.clear()
     server.answers["/11.jpg"] = body(BEFORE[0])
-    product = fetch_pairs(store, profile, SHARD, quiet)
-    assert (product.stats["ok"], product.stats["resumed"]) == (12, 23)
+    result = fetch_pairs(store, profile, SHARD, quiet)
+    assert (result.stats["ok"], result.stats["resumed"]) == (12, 23)
     assert dict(server.asked) == {"/11.jpg": 1}
 
 
@@ -160,7 +161,7 @@ def test_a_second_run_over_a_shard_waits_for_the_first(server: Server, tmp_path:
     assert set(server.asked.values()) == {1}
 
 
-def test_only_failures_that_may_pass_are_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_only_retryable_failures_are_asked_for_again(server: Server, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     profile = remote(server, tmp_path, 7, attempts=2, max_bytes=200_000)
     bad: dict[str, Answer] = {
@@ -172,7 +173,7 @@ def test_only_failures_that_may_pass_are_asked_for_again(server: Server, tmp_pat
     first = fetch_pairs(store, profile, SHARD, quiet)
     assert (first.stats["ok"], first.stats["to_retry"]) == (1, 2)
     lost = [row for row in rows(store) if row["status"] != "ok"]
-    assert {row["reason"].split(": ")[1]: row["may_pass"] for row in lost} == {
+    assert {row["reason"].split(": ")[1]: row["retryable"] for row in lost} == {
         "HTTP 404": False, "HTTP 410": False, "HTTP 500": True, "body cut short": True,
         "file too large": False, "not a picture": False,
     }  # fmt: skip
@@ -211,7 +212,7 @@ def test_sources_are_tried_in_their_order_and_the_one_that_served_is_told(
         found["input_candidates"] = candidates
     pq.write_table(pa.Table.from_pylist(records), store.folder / table)
     fetch_pairs(store, profile, SHARD, quiet)
-    got = [(row["status"], row["from_input"], row["reason"], row["may_pass"]) for row in rows(store)]
+    got = [(row["status"], row["from_input"], row["reason"], row["retryable"]) for row in rows(store)]
     assert got == [
         ("ok", mine, "", False),
         ("ok", at("mirror.jpg"), "", False),
@@ -245,7 +246,7 @@ def test_a_spool_that_cannot_be_written_ends_the_run_with_that_message(
         fetch_pairs(store, profile, SHARD, quiet)
 
 
-def test_what_is_left_of_a_picture_is_found_out(tmp_path: Path) -> None:
+def test_what_is_left_of_a_image_is_found_out(tmp_path: Path) -> None:
     spool_folder("store", SHARD).mkdir(parents=True)
     Spool(spool_folder("store", SHARD), "a").put("x", {"width": 3}, b"content", "not its digest")
     assert not Spool(spool_folder("store", SHARD), "b").holds("x")

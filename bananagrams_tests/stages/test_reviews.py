@@ -17,7 +17,7 @@ from bananagrams_assets.stages.reviews import judged_bad
 from bananagrams_assets.stages.shards import dataset_digest, pack_shard
 from bananagrams_assets.stages.stage import run_stage, why_stale, write_receipt
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.store import LocalStore
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.tables import read_table
 
 from ..photos import local_pairs, one_shard, quiet
@@ -56,9 +56,9 @@ def reasons(store: LocalStore) -> dict[str, tuple[str, str]]:
 @pytest.fixture
 def built(tmp_path: Path) -> tuple[LocalStore, Profile]:
     store, profile = LocalStore(tmp_path / "store"), one_shard(local_pairs(tmp_path / "pairs", 3))
-    products = build_manifest(store, profile, quiet)
+    results = build_manifest(store, profile, quiet)
     for shard in profile.shard_keys():
-        write_receipt(store, profile, "manifest", shard, products[shard], {})
+        write_receipt(store, profile, "manifest", shard, results[shard], {})
         for asset, stage in STAGES.items():
             run_stage(store, profile, asset, shard, stage, quiet)
     return store, profile

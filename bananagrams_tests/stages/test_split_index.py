@@ -15,8 +15,8 @@ import pytest
 from bananagrams_assets.records.attribution import Credit, credit_line, read_credit
 from bananagrams_assets.stages.split_index import index_split
 from bananagrams_assets.storage import paths
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import sample_writer
-from bananagrams_assets.storage.store import LocalStore
 from bananagrams_assets.storage.tables import SHARDS, write_table
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 
@@ -115,11 +115,11 @@ def test_a_photograph_of_which_nothing_is_known_is_linked_by_its_address() -> No
     )
 
 
-def test_the_card_has_a_picture_and_escapes_what_stands_in_tables(store: LocalStore) -> None:
+def test_the_card_has_a_image_and_escapes_what_stands_in_tables(store: LocalStore) -> None:
     card = store.read(paths.index_card("train")).decode()
     assert "![Photographs, and the masks over them](samples.jpg)" in card
     assert "9 of 12 pairs were aligned (75.0%)" in card
-    assert store.read(paths.index_picture("train")).startswith(b"\xff\xd8")
+    assert store.read(paths.index_image("train")).startswith(b"\xff\xd8")
 
 
 def test_hugging_face_datasets_loads_the_folder_of_a_split(store: LocalStore, tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from bananagrams_assets.stages.image_pairs import fetch_pairs
 from bananagrams_assets.stages.manifest import build_manifest
 from bananagrams_assets.stages.shards import PARTS, is_plain_jpeg, pack_shard
 from bananagrams_assets.stages.split_index import index_split
+from bananagrams_assets.stages.stage import StageResult
 from bananagrams_assets.stages.validation_overlays import draw_overlays, draw_overlays_of
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.files import Product
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import SampleError, read_samples
-from bananagrams_assets.storage.store import LocalStore, MissingObject
+from bananagrams_assets.storage.store import MissingObject
 from bananagrams_assets.storage.tables import ALIGNED, MASKS, SHARDS, read_table
 from bananagrams_assets.vision.images import decode_mask, encode_jpeg
 
@@ -41,7 +42,7 @@ STAGES = {
 }
 
 
-def build(store: LocalStore, profile: Profile, shard: str = SHARD) -> dict[str, Product]:
+def build(store: LocalStore, profile: Profile, shard: str = SHARD) -> dict[str, StageResult]:
     build_manifest(store, profile, quiet)
     return {name: stage(store, profile, shard, quiet) for name, stage in STAGES.items()}
 
@@ -56,13 +57,13 @@ def messy(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Profile, dict[str, Product]]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Profile, dict[str, StageResult]]:
     folder = tmp_path_factory.mktemp("pairs")
     store, profile = LocalStore(folder / "store"), one_shard(messy(folder))
     return store, profile, build(store, profile)
 
 
-Built = tuple[LocalStore, Profile, dict[str, Product]]
+Built = tuple[LocalStore, Profile, dict[str, StageResult]]
 
 
 def numbered(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -77,21 +78,21 @@ def dataset(store: LocalStore, shard: str = SHARD) -> dict[int, dict[str, Any]]:
 
 
 def test_each_pair_is_a_row_of_alignment(built: Built) -> None:
-    store, _, products = built
+    store, _, results = built
     rows = numbered(read_table(store, paths.aligned_table(SHARD)))
     assert set(rows) == {0, 1, 2, 3, 5}
     assert {number for number, row in rows.items() if row["accepted"]} == {0, 1, 2, 5}
     assert rows[3]["reason"]
     assert list(rows[0]) == list(ALIGNED)
     assert np.allclose(np.reshape(rows[0]["homography"], (3, 3)), np.eye(3), atol=0.05)
-    stats = products["aligned"].stats
+    stats = results["aligned"].stats
     assert (stats["pairs"], stats["accepted"], stats["rejected"]) == (5, 4, 1)
     assert sum(stats["confidence_histogram"]) == 4
     assert stats["by_edit_type"] == {"Remove an existing object": {"pairs": 5, "accepted": 4}}
 
 
 def test_each_accepted_pair_has_a_mask(built: Built) -> None:
-    store, _, products = built
+    store, _, results = built
     rows = numbered(read_table(store, paths.masks_table(SHARD)))
     assert set(rows) == {0, 1, 2, 5}
     assert list(rows[0]) == list(MASKS)
@@ -102,21 +103,21 @@ def test_each_accepted_pair_has_a_mask(built: Built) -> None:
             truth = np.zeros((144, 192), bool)
             truth[48:96, 64:128] = True
             assert (mask & truth).sum() / (mask | truth).sum() > 0.85
-    assert products["masks"].stats["verdicts"] == {"local": 4}
-    assert sum(products["masks"].stats["area_histogram"]) == 4
+    assert results["masks"].stats["verdicts"] == {"local": 4}
+    assert sum(results["masks"].stats["area_histogram"]) == 4
 
 
-def test_previews_are_small_pictures(built: Built) -> None:
-    _, _, products = built
+def test_previews_are_small_images(built: Built) -> None:
+    _, _, results = built
     for name in ("aligned", "masks", "overlays"):
-        preview = products[name].preview
+        preview = results[name].preview
         assert preview is not None
         assert len(preview) <= 40_000
         assert Image.open(io.BytesIO(preview)).format == "JPEG"
 
 
 def test_every_record_is_a_row_of_the_shard(built: Built) -> None:
-    store, _, products = built
+    store, _, results = built
     rows = numbered(read_table(store, paths.shard_table(SHARD)))
     assert {number: (row["status"], row["stage"]) for number, row in rows.items()} == {
         0: ("written", ""), 1: ("written", ""), 2: ("written", ""), 3: ("dropped", "aligned_pairs"),
@@ -124,8 +125,8 @@ def test_every_record_is_a_row_of_the_shard(built: Built) -> None:
     }  # fmt: skip
     assert list(rows[0]) == list(SHARDS)
     assert "not a picture" in rows[4]["reason"]
-    assert (products["shards"].stats["written"], products["shards"].stats["dropped"]) == (4, 2)
-    assert products["shards"].stats["dropped_by_stage"] == {"aligned_pairs": 1, "image_pairs": 1}
+    assert (results["shards"].stats["written"], results["shards"].stats["dropped"]) == (4, 2)
+    assert results["shards"].stats["dropped_by_stage"] == {"aligned_pairs": 1, "image_pairs": 1}
 
 
 def test_samples_read_through_webdataset(built: Built, tmp_path: Path) -> None:
@@ -193,11 +194,11 @@ def test_what_must_be_encoded_is() -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
-    store, _, products = built
+    store, _, results = built
     again = build(LocalStore(tmp_path / "store"), one_shard(messy(tmp_path)))
     for name in ("aligned", "masks", "shards"):
-        assert again[name].files == products[name].files
-    assert again["pairs"].content == products["pairs"].content
+        assert again[name].files == results[name].files
+    assert again["pairs"].content == results["pairs"].content
     other = LocalStore(tmp_path / "store")
     assert other.read(paths.shard_tar(SHARD)) == store.read(paths.shard_tar(SHARD))
 
@@ -220,7 +221,7 @@ def test_a_smaller_dataset_keeps_its_geometry(built: Built, tmp_path: Path) -> N
         assert meta["alignment"]["residual_px"] == pytest.approx(before["alignment"]["residual_px"] / 2)
 
 
-def test_an_untouched_dataset_holds_only_pictures_as_they_were_received(tmp_path: Path) -> None:
+def test_an_untouched_dataset_holds_only_images_as_they_were_received(tmp_path: Path) -> None:
     manifest = messy(tmp_path)
     untouched = {"untouched": True}
     store = LocalStore(tmp_path / "store")
@@ -246,11 +247,11 @@ def test_an_untouched_dataset_holds_only_pictures_as_they_were_received(tmp_path
 
 
 def test_the_index_tells_what_a_split_holds(built: Built) -> None:
-    store, profile, products = built
-    product = index_split(store, profile, "train", quiet)
+    store, profile, results = built
+    result = index_split(store, profile, "train", quiet)
     index = json.loads(store.read(paths.index_json("train")))
     name = paths.shard_tar(SHARD)
-    info = products["shards"].files[name]
+    info = results["shards"].files[name]
     assert index["shards"] == [
         {"shard": SHARD, "name": name, "samples": 4, "bytes": info.bytes, "sha256": info.sha256}
     ]
@@ -270,9 +271,9 @@ def test_the_index_tells_what_a_split_holds(built: Built) -> None:
     assert index["alignment"] == {
         "pairs": 5, "aligned": 4, "by_edit_type": {"Remove an existing object": {"pairs": 5, "aligned": 4}},
     }  # fmt: skip
-    assert set(product.files) == {
+    assert set(result.files) == {
         paths.index_json("train"), paths.index_card("train"), paths.index_attribution("train"),
-        paths.index_picture("train"), paths.index_wids("train"),
+        paths.index_image("train"), paths.index_wids("train"),
     }  # fmt: skip
 
 
@@ -284,32 +285,32 @@ def test_an_index_needs_its_shards(built: Built) -> None:
 
 def test_an_empty_shard_passes_through_every_stage(tmp_path: Path) -> None:
     store, profile = LocalStore(tmp_path / "store"), one_shard(local_pairs(tmp_path, 1))
-    products = build(store, profile, "dev-00000")
-    assert products["shards"].stats["records"] == 0
-    assert products["overlays"].preview is None
+    results = build(store, profile, "dev-00000")
+    assert results["shards"].stats["records"] == 0
+    assert results["overlays"].preview is None
     index_split(store, profile, "dev", quiet)
     assert json.loads(store.read(paths.index_json("dev")))["samples"] == 0
 
 
 def test_overlays_show_masks_and_name_what_was_lost(built: Built) -> None:
-    store, _, products = built
+    store, _, results = built
     rows = {
         int(row["key"].split("-")[1]): row for row in rows_of(store.read(paths.overlays_page(SHARD)).decode())
     }
     assert sorted(rows) == [0, 1, 2, 3, 4, 5]
-    assert {number: row["panels"] for number, row in rows.items() if row["picture"]} == {
+    assert {number: row["panels"] for number, row in rows.items() if row["image"]} == {
         0: 3,
         1: 3,
         2: 3,
         3: 2,
         5: 3,
     }
-    assert (rows[4]["picture"], rows[4]["mask"]) == ("", "rejected")
+    assert (rows[4]["image"], rows[4]["mask"]) == ("", "rejected")
     assert "not a picture" in rows[4]["reason"]
     names = store.list(f"overlays/{SHARD}/pictures/")
     assert len(names) == 5
-    assert set(names) < set(products["overlays"].files) == set(store.list("overlays/"))
-    assert (products["overlays"].stats["masks"], products["overlays"].stats["rejected"]) == (4, 2)
+    assert set(names) < set(results["overlays"].files) == set(store.list("overlays/"))
+    assert (results["overlays"].stats["masks"], results["overlays"].stats["rejected"]) == (4, 2)
 
 
 def test_overlays_are_bounded_and_drop_what_they_no_longer_show(tmp_path: Path) -> None:
@@ -318,8 +319,8 @@ def test_overlays_are_bounded_and_drop_what_they_no_longer_show(tmp_path: Path) 
     build(store, one_shard(manifest))
     assert len(store.list(f"overlays/{SHARD}/pictures/")) == 4
     few = one_shard(manifest, overlays={"max_samples": 2})
-    product = draw_overlays(store, few, SHARD, quiet)
-    assert len(store.list(f"overlays/{SHARD}/pictures/")) == product.stats["drawn"] == 2
+    result = draw_overlays(store, few, SHARD, quiet)
+    assert len(store.list(f"overlays/{SHARD}/pictures/")) == result.stats["drawn"] == 2
     masks = sorted(read_table(store, paths.masks_table(SHARD)), key=lambda row: row["confidence"])
     for row in masks[:2]:
         assert store.exists(f"overlays/{SHARD}/pictures/{row['key']}.jpg")
@@ -337,8 +338,8 @@ def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
         assert [row["confidence"] for row in found] == sorted(row["confidence"] for row in found)
         assert len(list((page.parent / "pictures").iterdir())) == 4
         for row in found:
-            picture = Image.open(page.parent / row["picture"])
-            assert picture.size == (panels * row["width"], row["height"])
+            image = Image.open(page.parent / row["image"])
+            assert image.size == (panels * row["width"], row["height"])
             assert row["outline"].startswith("M")
     contents = (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
     assert f'const names = ["plain", "{SHARD}"];' in contents

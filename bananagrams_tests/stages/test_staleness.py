@@ -7,9 +7,11 @@ import pytest
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.profiles import load_profile
+from bananagrams_assets.progress import Log
 from bananagrams_assets.stages import stage
 from bananagrams_assets.stages.stage import (
-    WHOLE,
+    UNPARTITIONED,
+    StageResult,
     UpstreamMissing,
     read_receipt,
     run_stage,
@@ -17,8 +19,9 @@ from bananagrams_assets.stages.stage import (
     why_stale,
     write_receipt,
 )
-from bananagrams_assets.storage.files import Product, Say, write_file
-from bananagrams_assets.storage.store import Conflict, Store, open_store
+from bananagrams_assets.storage.files import write_file
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import Conflict, Store
 
 SHARD = "dev-00000"
 
@@ -33,15 +36,17 @@ def store(tmp_path: Path, profile: Profile) -> Store:
     """A store with a manifest for every shard and nothing else."""
     store = open_store(str(tmp_path / "store"))
     for shard in profile.shard_keys():
-        write_receipt(store, profile, "manifest", shard, Product({}, content=f"records of {shard}"), {})
-    write_receipt(store, profile, "manifest", WHOLE, Product({}, content="all"), {"sample:": "sample:"})
+        write_receipt(store, profile, "manifest", shard, StageResult({}, content=f"records of {shard}"), {})
+    write_receipt(
+        store, profile, "manifest", UNPARTITIONED, StageResult({}, content="all"), {"sample:": "sample:"}
+    )
     return store
 
 
-def builder(text: str) -> Callable[[Store, Profile, str, Say], Product]:
-    def build(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+def builder(text: str) -> Callable[[Store, Profile, str, Log], StageResult]:
+    def build(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
         name = f"image_pairs/{shard}.tar"
-        return Product({name: write_file(store, name, text.encode())}, {"pairs": 1}, preview=b"jpeg")
+        return StageResult({name: write_file(store, name, text.encode())}, {"pairs": 1}, preview=b"jpeg")
 
     return build
 
@@ -71,7 +76,7 @@ def test_a_setting_that_another_stage_reads_leaves_this_one_current(store: Store
 def test_changed_records_of_a_shard_make_that_shard_stale_alone(store: Store, profile: Profile) -> None:
     for shard in (SHARD, "test-00000"):
         run_stage(store, profile, "image_pairs", shard, builder("pictures"), lambda line: None)
-    write_receipt(store, profile, "manifest", SHARD, Product({}, content="more records"), {})
+    write_receipt(store, profile, "manifest", SHARD, StageResult({}, content="more records"), {})
     assert why_stale(store, profile, "image_pairs", SHARD) == [f"manifest/{SHARD} changed"]
     assert why_stale(store, profile, "image_pairs", "test-00000") == []
 
@@ -108,7 +113,7 @@ def test_nothing_is_built_before_what_it_reads(store: Store, profile: Profile) -
 
 
 def test_a_failed_build_leaves_the_partition_stale(store: Store, profile: Profile) -> None:
-    def fails(store: Store, profile: Profile, shard: str, say: Say) -> Product:
+    def fails(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
@@ -141,14 +146,14 @@ def test_dagster_draws_the_dependencies_that_receipts_follow() -> None:
         assert parents == set(declared.upstream), name
 
 
-def overtaken_by(text: str, own: str) -> Callable[[Store, Profile, str, Say], Product]:
+def overtaken_by(text: str, own: str) -> Callable[[Store, Profile, str, Log], StageResult]:
     """A build of `own` during which another run of the same partition begins, builds `text` and ends."""
 
-    def build(store: Store, profile: Profile, shard: str, say: Say) -> Product:
-        again = run_stage(open_store(store.url), profile, "image_pairs", shard, builder(text), say)
+    def build(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
+        again = run_stage(open_store(store.url), profile, "image_pairs", shard, builder(text), log)
         assert again.reasons
-        product = builder(own)(store, profile, shard, say)
-        return Product(product.files, {"seconds": 2.5}, product.preview)
+        result = builder(own)(store, profile, shard, log)
+        return StageResult(result.files, {"seconds": 2.5}, result.preview)
 
     return build
 

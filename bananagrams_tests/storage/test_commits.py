@@ -16,16 +16,16 @@ import pytest
 
 from bananagrams_assets.storage import s3
 from bananagrams_assets.storage.digests import MEMBERS, digest_of
-from bananagrams_assets.storage.files import FileInfo
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.sample_tar import end_of_tar, tar_member
 from bananagrams_assets.storage.store import (
     Conflict,
     DamagedObject,
-    LocalStore,
+    FileInfo,
     MissingObject,
     Store,
     StoreError,
-    open_store,
 )
 
 from ..weed import BUCKET, Weed
@@ -134,7 +134,7 @@ def test_what_dead_writers_left_is_removed_and_what_live_ones_write_is_not(tmp_p
     store = LocalStore(tmp_path / "store")
     program = f"""
 import sys, time
-from bananagrams_assets.storage.store import open_store
+from bananagrams_assets.storage.open_store import open_store
 with open_store({store.url!r}).create("p/s.tar") as file:
     file.write(bytes(100_000))
     file.flush()

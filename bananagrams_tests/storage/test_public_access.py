@@ -13,10 +13,10 @@ import pytest
 from botocore.config import Config
 
 from bananagrams_assets.stages import stage
-from bananagrams_assets.stages.stage import PublicStore, run_stage
-from bananagrams_assets.storage.files import Product
+from bananagrams_assets.stages.stage import PublicStore, StageResult, run_stage
+from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.public_access import PROBE, who_can_read
-from bananagrams_assets.storage.store import StoreError, open_store
+from bananagrams_assets.storage.store import StoreError
 
 from ..photos import profile_of, quiet
 from ..weed import BUCKET, Weed
@@ -79,7 +79,7 @@ def bucket() -> Iterator[Bucket]:
     bucket = Bucket()
 
     class Handler(BaseHTTPRequestHandler):
-        def say(self, status: int, text: str = "") -> None:
+        def log(self, status: int, text: str = "") -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
@@ -89,23 +89,23 @@ def bucket() -> Iterator[Bucket]:
             path, _, query = self.path.partition("?")
             name = query.partition("&")[0].rstrip("=")
             if name in bucket.answers:
-                self.say(*bucket.answers[name])
+                self.log(*bucket.answers[name])
             elif query:
-                self.say(200, "<ListBucketResult/>")
+                self.log(200, "<ListBucketResult/>")
             elif "Authorization" not in self.headers and not bucket.anybody_reads:
-                self.say(*error(403, "AccessDenied"))
+                self.log(*error(403, "AccessDenied"))
             else:
-                self.say(200, bucket.objects[path].decode())
+                self.log(200, bucket.objects[path].decode())
 
         def do_PUT(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
             bucket.objects[self.path.partition("?")[0]] = data
             bucket.written.append(self.path)
-            self.say(200)
+            self.log(200)
 
         def do_DELETE(self) -> None:
             del bucket.objects[self.path.partition("?")[0]]
-            self.say(204)
+            self.log(204)
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
@@ -196,9 +196,9 @@ def test_a_build_refuses_a_public_bucket_before_it_writes(
     )
     built: list[str] = []
 
-    def build(*arguments: object) -> Product:
+    def build(*arguments: object) -> StageResult:
         built.append("once")
-        return Product({})
+        return StageResult({})
 
     def run(url: str, **settings: object) -> None:
         profile = profile_of(store=settings)

@@ -12,7 +12,9 @@ from bananagrams_assets.stages.image_pairs import fetch_pairs
 from bananagrams_assets.stages.manifest import build_manifest
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.files import hashing_writer
-from bananagrams_assets.storage.store import LocalStore, MissingObject, Store, StoreError, open_store
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import MissingObject, Store, StoreError
 
 from ..photos import quiet
 from ..servers import Server
@@ -140,11 +142,11 @@ def test_a_killed_run_is_taken_up_where_it_ended(
     again = fetch_pairs(store, profile, SHARD, quiet)
     assert again.stats["resumed"] == len(before)
     assert {path: server.asked[path] for path in before} == before
-    product = fetch_pairs(whole, profile, SHARD, quiet)
-    assert again.content == product.content
+    result = fetch_pairs(whole, profile, SHARD, quiet)
+    assert again.content == result.content
     assert store.read(paths.pairs_tar(SHARD)) == whole.read(paths.pairs_tar(SHARD))
     assert timeless(store) == timeless(whole)
     assert not spool_folder(store.url, SHARD).exists()
     server.asked.clear()
-    assert fetch_pairs(store, profile, SHARD, quiet).content == product.content
+    assert fetch_pairs(store, profile, SHARD, quiet).content == result.content
     assert not server.asked

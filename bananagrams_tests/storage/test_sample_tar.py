@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bananagrams_assets.dataset.extract import extract_shard
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import (
     Sample,
     SampleError,
@@ -17,7 +18,6 @@ from bananagrams_assets.storage.sample_tar import (
     sample_writer,
     split_name,
 )
-from bananagrams_assets.storage.store import LocalStore
 
 SAMPLES = [
     Sample("a-1", {"input.jpg": b"\xff\xd8", "text.txt": b"one"}),

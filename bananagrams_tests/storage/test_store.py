@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bananagrams_assets.storage.files import hashing_writer, write_file
-from bananagrams_assets.storage.store import LocalStore, MissingObject, StoreError, check_name, open_store
+from bananagrams_assets.storage.local import LocalStore
+from bananagrams_assets.storage.open_store import open_store
+from bananagrams_assets.storage.store import MissingObject, StoreError, check_name
 
 
 @pytest.fixture

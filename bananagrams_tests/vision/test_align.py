@@ -10,7 +10,7 @@ from bananagrams_assets.config import AlignSettings
 from bananagrams_assets.vision.align import Alignment, align
 from bananagrams_assets.vision.geometry import Floats, frame, normalised, project, resizing
 from bananagrams_assets.vision.images import RGB, resize
-from bananagrams_tests.vision.pictures import box, moved, textured
+from bananagrams_tests.vision.images import box, moved, textured
 
 SETTINGS = AlignSettings()
 SIZE = (240, 180)
@@ -75,7 +75,7 @@ def test_wider_content_keeps_the_whole_input() -> None:
     assert found.overlap_share == pytest.approx(1, abs=1e-6)
 
 
-def test_an_edit_of_a_third_of_the_picture_does_not_pull_it() -> None:
+def test_an_edit_of_a_third_of_the_image_does_not_pull_it() -> None:
     before = textured(4, *SIZE)
     after = np.where(box(before, 0.1, 0.1, 0.6, 0.75)[..., None], textured(5, *SIZE), before)
     H = np.array([[1.03, 0, 3.0], [0, 1.03, -2.0], [0, 0, 1]])
@@ -91,7 +91,7 @@ def test_a_panorama_of_ten_to_one_aligns() -> None:
     assert corner_error(found, resizing((1280, 128), (1600, 160)), (1280, 128)) < 1
 
 
-def test_unrelated_pictures_are_rejected_in_words() -> None:
+def test_unrelated_images_are_rejected_in_words() -> None:
     found = align(textured(7, *SIZE), textured(8, *SIZE), SETTINGS)
     assert not found.accepted
     assert "needed" in found.reason
@@ -99,7 +99,7 @@ def test_unrelated_pictures_are_rejected_in_words() -> None:
     assert np.array_equal(found.homography, np.eye(3))
 
 
-def test_a_mirrored_picture_is_rejected() -> None:
+def test_a_mirrored_image_is_rejected() -> None:
     before = textured(9, *SIZE)
     assert not align(before, np.ascontiguousarray(before[:, ::-1]), SETTINGS).accepted
 
@@ -120,7 +120,7 @@ def test_a_stretch_beyond_belief_is_rejected() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (64, 64)])
-def test_pictures_of_one_colour_are_equal_or_rejected(size: tuple[int, int]) -> None:
+def test_images_of_one_colour_are_equal_or_rejected(size: tuple[int, int]) -> None:
     grey: RGB = np.full((size[1], size[0], 3), 90, np.uint8)
     same = align(grey, grey, SETTINGS)
     assert same.accepted
@@ -150,7 +150,7 @@ def test_a_crop_is_placed_to_a_fraction_of_a_pixel(share: float) -> None:
 
 
 @pytest.mark.parametrize("change", ["grey", "negative", "gamma", "noise"])
-def test_another_tone_of_the_whole_picture_does_not_move_it(change: str) -> None:
+def test_another_tone_of_the_whole_image_does_not_move_it(change: str) -> None:
     before = textured(15, *SIZE)
     H = np.array([[1.03, 0.01, 3.0], [-0.01, 1.03, -2.0], [0, 0, 1]])
     after = moved(before, H, SIZE)
@@ -169,7 +169,7 @@ def test_another_tone_of_the_whole_picture_does_not_move_it(change: str) -> None
 
 
 @pytest.mark.parametrize("style", ["snow", "smooth", "poster", "inks without order"])
-def test_a_picture_drawn_in_another_style_is_found_by_its_shapes_and_tones(style: str) -> None:
+def test_a_image_drawn_in_another_style_is_found_by_its_shapes_and_tones(style: str) -> None:
     size = 640, 480
     before = resize(textured(0, 160, 120), size)
     H = np.array([[1.03, 0.01, 6], [-0.008, 0.98, -5], [0, 0, 1]])
@@ -188,7 +188,7 @@ def test_a_picture_drawn_in_another_style_is_found_by_its_shapes_and_tones(style
     assert corner_error(found, inverse(H), size) < 1.5
 
 
-def test_what_is_left_of_a_picture_replaced_almost_whole_is_not_trusted() -> None:
+def test_what_is_left_of_a_image_replaced_almost_whole_is_not_trusted() -> None:
     before = textured(16, *SIZE)
     kept = box(before, 0.4, 0.4, 0.6, 0.6)
     found = align(before, np.where(kept[..., None], before, textured(17, *SIZE)), SETTINGS)
@@ -208,7 +208,7 @@ def test_the_least_confidence_is_a_setting_and_the_reason_names_it() -> None:
 
 @pytest.mark.parametrize("one", [(1, 1), (1, 300), (40, 3), (64, 64), (700, 20)])
 @pytest.mark.parametrize("other", [(1, 1), (300, 1), (64, 64)])
-def test_pictures_of_any_size_give_finite_numbers(one: tuple[int, int], other: tuple[int, int]) -> None:
+def test_images_of_any_size_give_finite_numbers(one: tuple[int, int], other: tuple[int, int]) -> None:
     found = align(textured(20, *one), textured(20, *other), SETTINGS)
     assert np.isfinite(found.homography).all()
     assert np.isfinite(found.overlap).all()

@@ -12,17 +12,17 @@ from PIL import Image
 
 from bananagrams_assets.config import AlignSettings, MaskSettings
 from bananagrams_assets.vision.align import Alignment, align
-from bananagrams_assets.vision.images import RGB, Mask, PictureError, decode
+from bananagrams_assets.vision.images import RGB, ImageError, Mask, decode
 from bananagrams_assets.vision.mask import EditMask, edit_mask
 
-from .pictures import box, iou, textured
+from .images import box, iou, textured
 
 MAX_PIXELS = 100_000_000
 
 
-def _bytes(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+def _bytes(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -66,7 +66,7 @@ def _finds_the_edit(before: bytes, after: bytes, truth: Mask) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (3, 3)])
-def test_pictures_of_a_pixel_or_a_line(size: tuple[int, int]) -> None:
+def test_images_of_a_pixel_or_a_line(size: tuple[int, int]) -> None:
     tiny = _bytes(Image.new("RGB", size, (200, 30, 30)))
     large = _bytes(Image.fromarray(textured(1)))
     for before, after in ((tiny, tiny), (tiny, large), (large, tiny)):
@@ -74,7 +74,7 @@ def test_pictures_of_a_pixel_or_a_line(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (90, 120, 30)])
-def test_pictures_of_one_colour(color: tuple[int, int, int]) -> None:
+def test_images_of_one_colour(color: tuple[int, int, int]) -> None:
     plain = _bytes(Image.new("RGB", (160, 120), color))
     other = _bytes(Image.new("RGB", (176, 128), (40, 40, 200)))
     _, found = _through(plain, plain)
@@ -95,8 +95,8 @@ def test_sixteen_bit_grey() -> None:
     grey = textured(4)[..., 1]
     truth = box(textured(4), 0.35, 0.3, 0.65, 0.7)
     changed = np.where(truth, 255 - grey // 2, grey)
-    pictures = [Image.fromarray(picture.astype(np.uint16) * 257) for picture in (grey, changed)]
-    _through(_bytes(pictures[0]), _bytes(pictures[1]))
+    images = [Image.fromarray(image.astype(np.uint16) * 257) for image in (grey, changed)]
+    _through(_bytes(images[0]), _bytes(images[1]))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA", "YCbCr", "1"])
@@ -104,9 +104,7 @@ def test_other_colour_models(mode: str) -> None:
     before, after, truth = _edited()
     form = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
     options = {"quality": 97} if form == "JPEG" else {}
-    converted = [
-        _bytes(Image.fromarray(picture).convert(mode), form, **options) for picture in (before, after)
-    ]
+    converted = [_bytes(Image.fromarray(image).convert(mode), form, **options) for image in (before, after)]
     alignment, found = _through(converted[0], converted[1])
     if mode != "1":  # dithering drowns what was there
         assert alignment.accepted, alignment.reason
@@ -115,8 +113,8 @@ def test_other_colour_models(mode: str) -> None:
 
 
 def test_grey_before_and_colour_after_is_an_edit_of_everything() -> None:
-    picture = Image.fromarray(textured(4))
-    _, found = _through(_bytes(picture.convert("L")), _bytes(picture), "global")
+    image = Image.fromarray(textured(4))
+    _, found = _through(_bytes(image.convert("L")), _bytes(image), "global")
     assert found is not None
     assert found.is_global
 
@@ -145,16 +143,16 @@ def test_a_panorama_of_ten_to_one(size: tuple[int, int]) -> None:
     _finds_the_edit(_bytes(Image.fromarray(before)), _bytes(Image.fromarray(after)), truth)
 
 
-def test_a_huge_picture_is_masked_at_its_own_size() -> None:
+def test_a_huge_image_is_masked_at_its_own_size() -> None:
     before, after, truth = _edited(6, 400, 300)
     scale = 9
     huge = [
         _bytes(
-            Image.fromarray(picture).resize((400 * scale, 300 * scale), Image.Resampling.BICUBIC),
+            Image.fromarray(image).resize((400 * scale, 300 * scale), Image.Resampling.BICUBIC),
             "JPEG",
             quality=95,
         )
-        for picture in (before, after)
+        for image in (before, after)
     ]
     _, found = _through(huge[0], huge[1])
     assert found is not None
@@ -162,12 +160,12 @@ def test_a_huge_picture_is_masked_at_its_own_size() -> None:
     assert iou(found.mask, cv2.resize(truth.astype(np.uint8), (400 * scale, 300 * scale)) > 0) > 0.9
 
 
-def test_a_picture_over_the_limit_is_refused_unread() -> None:
-    with pytest.raises(PictureError, match="pixels"):
+def test_a_image_over_the_limit_is_refused_unread() -> None:
+    with pytest.raises(ImageError, match="pixels"):
         decode(_bytes(Image.new("RGB", (300, 300))), 10_000)
 
 
-def test_pictures_with_nothing_in_common_are_refused_in_words() -> None:
+def test_images_with_nothing_in_common_are_refused_in_words() -> None:
     alignment, found = _through(_bytes(Image.fromarray(textured(1))), _bytes(Image.fromarray(textured(2))))
     assert found is None
     assert alignment.confidence == 0

@@ -17,7 +17,7 @@ from bananagrams_assets.vision.geometry import (
     resizing,
     warp,
 )
-from bananagrams_tests.vision.pictures import textured
+from bananagrams_tests.vision.images import textured
 
 
 def inverse(H: Floats) -> Floats:
@@ -75,7 +75,7 @@ def test_jacobians_are_the_slopes_of_the_mapping(H: Floats, x: float, y: float) 
 
 
 @given(H=homographies(), source=sides, target=sides)
-def test_the_overlap_lies_in_the_frame_and_under_the_edited_picture(
+def test_the_overlap_lies_in_the_frame_and_under_the_edited_image(
     H: Floats, source: tuple[int, int], target: tuple[int, int]
 ) -> None:
     polygon = overlap_polygon(H, source, target)
@@ -113,26 +113,26 @@ def test_a_frame_covers_all_of_its_pixels_and_no_area_is_lost() -> None:
     assert polygon_area(np.empty((0, 2))) == 0
 
 
-def test_pictures_side_by_side_do_not_overlap() -> None:
+def test_images_side_by_side_do_not_overlap() -> None:
     aside = np.array([[1, 0, 500], [0, 1, 0], [0, 0, 1]], np.float64)
     assert polygon_area(overlap_polygon(aside, (100, 100), (100, 100))) == 0
 
 
-def test_warping_there_and_back_gives_the_picture() -> None:
-    picture = textured(5, 160, 120)
+def test_warping_there_and_back_gives_the_image() -> None:
+    image = textured(5, 160, 120)
     H = np.array([[1.1, 0.02, -4.0], [-0.01, 1.05, 3.0], [5e-5, -4e-5, 1]])
-    there, known = warp(picture, H, (160, 120))
+    there, known = warp(image, H, (160, 120))
     back, covered = warp(there, inverse(H), (160, 120))
     inner = np.zeros_like(known)
     inner[12:-12, 12:-12] = True
     assert known.dtype == bool
-    assert np.abs(back.astype(int) - picture)[inner & covered].mean() < 6
+    assert np.abs(back.astype(int) - image)[inner & covered].mean() < 6
 
 
 def test_the_identity_changes_no_pixel() -> None:
-    picture = textured(6, 50, 40)
-    same, known = warp(picture, np.eye(3), (50, 40))
-    assert np.array_equal(same, picture)
+    image = textured(6, 50, 40)
+    same, known = warp(image, np.eye(3), (50, 40))
+    assert np.array_equal(same, image)
     assert known.all()
 
 

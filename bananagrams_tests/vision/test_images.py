@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as npst
 from PIL import Image, ImageOps
 
 from bananagrams_assets.vision.images import (
-    PictureError,
+    ImageError,
     decode,
     decode_mask,
     encode_jpeg,
@@ -26,14 +26,14 @@ from bananagrams_assets.vision.images import (
     fitted_size,
     probe,
 )
-from bananagrams_tests.vision.pictures import textured
+from bananagrams_tests.vision.images import textured
 
 LIMIT = 10_000_000
 
 
-def saved(picture: Image.Image, form: str, **options: Any) -> bytes:
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -53,10 +53,10 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
 def test_every_orientation_stands_upright_whatever_reads_it(form: str, orientation: int) -> None:
-    picture = Image.fromarray(textured(1, 60, 40))
+    image = Image.fromarray(textured(1, 60, 40))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = saved(picture, form, exif=exif, **({"quality": 95} if form != "TIFF" else {}))
+    data = saved(image, form, exif=exif, **({"quality": 95} if form != "TIFF" else {}))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     found = decode(data, LIMIT)
     assert found.shape == expected.shape
@@ -72,7 +72,7 @@ def test_an_orientation_that_makes_no_sense_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "form", "expected"),
+    ("image", "form", "expected"),
     [
         (Image.new("L", (3, 2), 200), "PNG", (200, 200, 200)),
         (Image.new("L", (3, 2), 200), "JPEG", (200, 200, 200)),
@@ -87,8 +87,8 @@ def test_an_orientation_that_makes_no_sense_is_ignored() -> None:
         (Image.new("RGB", (3, 2), (10, 20, 30)), "GIF", (10, 20, 30)),
     ],
 )
-def test_modes_become_rgb(picture: Image.Image, form: str, expected: tuple[int, int, int]) -> None:
-    found = decode(saved(picture, form), LIMIT)
+def test_modes_become_rgb(image: Image.Image, form: str, expected: tuple[int, int, int]) -> None:
+    found = decode(saved(image, form), LIMIT)
     assert found.dtype == np.uint8
     assert found.flags.c_contiguous
     assert np.abs(found.astype(int) - expected).max() <= 2
@@ -113,10 +113,10 @@ def test_sixteen_bit_colour_keeps_its_levels() -> None:
 
 
 def test_a_palette_with_a_transparent_colour_lies_over_white() -> None:
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([9, 9, 9, 0, 0, 255])
-    picture.putpixel((0, 0), 0)
-    found = decode(saved(picture, "PNG", transparency=0), LIMIT)
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([9, 9, 9, 0, 0, 255])
+    image.putpixel((0, 0), 0)
+    found = decode(saved(image, "PNG", transparency=0), LIMIT)
     assert tuple(found[0, 0]) == (255, 255, 255)
     assert tuple(found[3, 3]) == (0, 0, 255)
 
@@ -142,7 +142,7 @@ def test_every_format_has_its_reader_in_a_new_process() -> None:
     assert done.stdout == "\n"
 
 
-def test_one_pixel_is_a_picture() -> None:
+def test_one_pixel_is_a_image() -> None:
     assert decode(saved(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), LIMIT).tolist() == [[[1, 2, 3]]]
 
 
@@ -158,28 +158,28 @@ def test_one_pixel_is_a_picture() -> None:
         (b"%PDF-1.7 and so on", "starts with '%PDF"),
     ],
 )
-def test_what_is_no_picture_says_what_it_is(data: bytes, words: str) -> None:
+def test_what_is_no_image_says_what_it_is(data: bytes, words: str) -> None:
     for read in (probe, decode):
-        with pytest.raises(PictureError, match=words.replace("(", r"\(")):
+        with pytest.raises(ImageError, match=words.replace("(", r"\(")):
             read(data, LIMIT)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_truncated_picture_is_refused(form: str, share: float) -> None:
+def test_a_truncated_image_is_refused(form: str, share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
     data = saved(Image.fromarray(noise), form)
-    with pytest.raises(PictureError, match=f"broken {form}"):
+    with pytest.raises(ImageError, match=f"broken {form}"):
         decode(data[: int(len(data) * share)], LIMIT)
 
 
-def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture() -> None:
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image() -> None:
     whole = saved(Image.fromarray(textured(3, 200, 160)), "JPEG")
     thumbnail = saved(Image.new("RGB", (8, 8)), "JPEG")
     segment = b"\xff\xe2" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     data = whole[:2] + segment + whole[2:]
     assert decode(data, LIMIT).shape == (160, 200, 3)
-    with pytest.raises(PictureError, match="truncated"):
+    with pytest.raises(ImageError, match="truncated"):
         decode(data[: len(data) // 2], LIMIT)
 
 
@@ -189,7 +189,7 @@ def test_a_bomb_is_refused_by_its_header_without_a_warning() -> None:
         warnings.simplefilter("error")
         for read in (probe, decode):
             with pytest.raises(
-                PictureError, match="50000 x 50000 is 2,500,000,000 pixels, the limit is 10,000,000"
+                ImageError, match="50000 x 50000 is 2,500,000,000 pixels, the limit is 10,000,000"
             ):
                 read(png_header(50_000, 50_000), LIMIT)
     assert before == Image.MAX_IMAGE_PIXELS
@@ -202,10 +202,10 @@ def test_the_limit_is_ours_where_it_is_above_pillows() -> None:
 @given(
     data=st.binary(max_size=300), form=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP"]), at=st.integers(0, 500)
 )
-def test_damaged_bytes_give_a_picture_or_a_reason(data: bytes, form: str, at: int) -> None:
+def test_damaged_bytes_give_a_image_or_a_reason(data: bytes, form: str, at: int) -> None:
     whole = saved(Image.fromarray(textured(2, 16, 12)), form)
     damaged = whole[:at] + data + whole[at + len(data) :]
-    with contextlib.suppress(PictureError):
+    with contextlib.suppress(ImageError):
         assert decode(damaged, LIMIT).ndim == 3
 
 
@@ -220,14 +220,14 @@ def test_a_mask_survives_its_png(mask: np.ndarray[Any, np.dtype[np.bool_]], one_
 
 def test_a_mask_that_is_none_is_refused() -> None:
     for data in (b"", b"nothing"):
-        with pytest.raises(PictureError, match="not a mask"):
+        with pytest.raises(ImageError, match="not a mask"):
             decode_mask(data)
 
 
 def test_jpeg_keeps_the_colours() -> None:
-    picture = np.zeros((64, 96, 3), np.uint8)
-    picture[:, :32], picture[:, 32:64], picture[:, 64:] = (200, 30, 20), (20, 180, 40), (30, 60, 210)
-    assert np.abs(decode(encode_jpeg(picture, 95), LIMIT).astype(int) - picture).mean() < 3
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:, :32], image[:, 32:64], image[:, 64:] = (200, 30, 20), (20, 180, 40), (30, 60, 210)
+    assert np.abs(decode(encode_jpeg(image, 95), LIMIT).astype(int) - image).mean() < 3
 
 
 @given(width=st.integers(1, 20_000), height=st.integers(1, 20_000), side=st.integers(1, 2000))

@@ -29,7 +29,7 @@ from bananagrams_assets.vision.mask import (
 )
 from bananagrams_assets.vision.mask import edit_mask as masked
 from bananagrams_assets.vision.tone import alike_detail, explain_tone
-from bananagrams_tests.vision.pictures import box, iou, moved, textured
+from bananagrams_tests.vision.images import box, iou, moved, textured
 
 SETTINGS = MaskSettings()
 
@@ -39,10 +39,10 @@ def in_place(before: RGB, after: RGB, scope: str = "local", config: MaskSettings
     return masked(before, after, np.eye(3), frame((before.shape[1], before.shape[0])), config, scope)
 
 
-def redrawn(picture: RGB) -> RGB:
+def redrawn(image: RGB) -> RGB:
     """As a light editor leaves it: another tone, noise, JPEG."""
-    noise = np.random.default_rng(0).normal(0, 2, picture.shape)
-    toned = 255 * (picture / 255) ** 0.93 * [1.02, 1.0, 0.97] + 3
+    noise = np.random.default_rng(0).normal(0, 2, image.shape)
+    toned = 255 * (image / 255) ** 0.93 * [1.02, 1.0, 0.97] + 3
     return decoded(encode_jpeg(np.clip(toned + noise, 0, 255).astype(np.uint8), 90), 10**7)
 
 
@@ -65,7 +65,7 @@ def test_a_pasted_patch_is_found_where_it_is() -> None:
     assert found.confidence > 0.7
 
 
-def test_a_patch_is_found_in_a_picture_that_was_redrawn() -> None:
+def test_a_patch_is_found_in_a_image_that_was_redrawn() -> None:
     before = cv2.GaussianBlur(textured(4, 320, 240), (0, 0), 1.0).astype(np.uint8)
     truth = box(before, 0.5, 0.2, 0.8, 0.6)
     found = in_place(before, redrawn(np.where(truth[..., None], np.array([220, 40, 30], np.uint8), before)))
@@ -93,7 +93,7 @@ def test_an_instructed_global_edit_that_was_not_made_is_not_believed() -> None:
     assert in_place(textured(7), textured(7), "global").verdict == "nothing"
 
 
-def test_a_picture_drawn_anew_is_global_without_being_told() -> None:
+def test_a_image_drawn_anew_is_global_without_being_told() -> None:
     before = textured(8)
     grey = cv2.cvtColor(before, cv2.COLOR_RGB2GRAY)
     lines = np.where(cv2.Canny(grey, 60, 120) > 0, np.uint8(20), np.uint8(245))
@@ -168,7 +168,7 @@ def test_gaps_in_a_large_edit_are_filled_and_those_between_strokes_are_not() -> 
     assert np.array_equal(gaps_filled(window), window)
 
 
-def test_detail_is_lost_where_a_picture_is_out_of_focus_and_not_where_it_is_redrawn() -> None:
+def test_detail_is_lost_where_a_image_is_out_of_focus_and_not_where_it_is_redrawn() -> None:
     before = textured(3, 400, 300)
     blurred = np.asarray(cv2.GaussianBlur(before, (0, 0), 12), np.uint8)
     ground = ~box(before, 0.3, 0.3, 0.7, 0.7)
@@ -238,7 +238,7 @@ def test_the_mask_has_the_inputs_size_whatever_the_sizes_are() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (40, 30)])
 @pytest.mark.parametrize("scope", ["local", "global", "geometric", ""])
-def test_pictures_of_one_colour_give_an_empty_mask(size: tuple[int, int], scope: str) -> None:
+def test_images_of_one_colour_give_an_empty_mask(size: tuple[int, int], scope: str) -> None:
     grey = np.full((size[1], size[0], 3), 77, np.uint8)
     found = in_place(grey, grey, scope)
     assert found.verdict == "nothing"
@@ -260,7 +260,7 @@ def test_no_overlap_gives_an_empty_mask_without_confidence() -> None:
     scope=st.sampled_from(["local", "global", "geometric", ""]),
 )
 @settings(deadline=None)
-def test_any_two_pictures_give_finite_numbers(pair: tuple[RGB, RGB], scope: str) -> None:
+def test_any_two_images_give_finite_numbers(pair: tuple[RGB, RGB], scope: str) -> None:
     found = in_place(*pair, scope)
     assert found.mask.shape == pair[0].shape[:2]
     assert np.isfinite(found.difference).all()
@@ -285,7 +285,7 @@ def test_the_tone_fit_undoes_a_curve_and_is_not_pulled_by_an_edit() -> None:
     toned = np.clip(255 * (before / 255) ** 1.3 * [0.9, 1.0, 1.05] + 6, 0, 255).astype(np.uint8)
     after = np.where(truth[..., None], np.uint8(250), toned)
     tone = explain_tone(before, after, np.ones(truth.shape, bool))
-    assert np.abs(tone.picture.astype(np.int16) - before)[~truth].mean() < 2.5
+    assert np.abs(tone.image.astype(np.int16) - before)[~truth].mean() < 2.5
     assert tone.unchanged[~truth].mean() > 0.9
     assert tone.unchanged[truth].mean() < 0.1
 
@@ -349,7 +349,7 @@ def test_an_edit_that_reaches_the_ignored_border_goes_on_over_it() -> None:
     assert not whole[:6].any()
 
 
-def test_thin_strokes_stay_thin_in_a_picture_larger_than_the_working_size() -> None:
+def test_thin_strokes_stay_thin_in_a_image_larger_than_the_working_size() -> None:
     before = textured(31, 1024, 768)
     letters = np.zeros(before.shape[:2], np.uint8)
     cv2.putText(letters, "Half price today", (200, 400), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 255, 3)

@@ -25,19 +25,19 @@ from bananagrams_assets.vision.overlay import (
     tinted,
 )
 from bananagrams_assets.vision.page import LEAST, PageRow, render_contents, render_page, render_summary
-from bananagrams_tests.vision.pictures import box, textured
+from bananagrams_tests.vision.images import box, textured
 
 
 def strip_of(width: int, height: int, tile_px: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    picture = textured(1, width, height)
-    mask = box(picture, 0.2, 0.2, 0.6, 0.8)
-    return strip(picture, picture, mask.astype(np.float32) * 30, mask, tile_px)
+    image = textured(1, width, height)
+    mask = box(image, 0.2, 0.2, 0.6, 0.8)
+    return strip(image, image, mask.astype(np.float32) * 30, mask, tile_px)
 
 
 @pytest.mark.parametrize(
     ("width", "height", "panel"), [(240, 180, 96), (180, 240, 128), (1280, 128, 13), (1, 1, 1), (60, 40, 40)]
 )
-def test_a_strip_has_four_panels_of_the_pictures_shape(width: int, height: int, panel: int) -> None:
+def test_a_strip_has_four_panels_of_the_images_shape(width: int, height: int, panel: int) -> None:
     drawn = strip_of(width, height, 128)
     assert drawn.dtype == np.uint8
     assert drawn.shape == (panel + LABEL_PX, 4 * 128 + 3 * GAP_PX, 3)
@@ -51,9 +51,9 @@ def test_a_strip_shows_the_change_and_leaves_the_rest_dark() -> None:
 
 
 def test_the_mask_is_a_tint_with_an_outline_over_the_photograph() -> None:
-    picture = np.full((60, 60, 3), 100, np.uint8)
-    mask = box(picture, 0.25, 0.25, 0.75, 0.75)
-    drawn = tinted(picture, mask, 60)
+    image = np.full((60, 60, 3), 100, np.uint8)
+    mask = box(image, 0.25, 0.25, 0.75, 0.75)
+    drawn = tinted(image, mask, 60)
     assert tuple(drawn[15, 30]) == TINT
     assert (drawn[~mask] == 100).all()
     assert drawn[30, 30, 0] > 130
@@ -147,7 +147,7 @@ EVIL = '</script><img src=x onerror="alert(1)"><!--'
 
 
 def test_what_people_wrote_reaches_no_page_as_markup() -> None:
-    rows = [row(text=EVIL, type=EVIL, source=EVIL, key=EVIL, reason=EVIL, picture=EVIL)]
+    rows = [row(text=EVIL, type=EVIL, source=EVIL, key=EVIL, reason=EVIL, image=EVIL)]
     for page in (render_page(EVIL, EVIL, rows, "../index.html"), render_contents(EVIL, [EVIL])):
         assert "<img src=x" not in page
         assert page.count("</script>") == page.count("<script")
@@ -163,9 +163,9 @@ def test_pages_ask_for_nothing_from_elsewhere() -> None:
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|//cdn|@import|url\(", page)
 
 
-def test_a_summary_brings_the_first_masks_that_have_a_picture() -> None:
-    rows = [row(key=f"k{number}", picture="p.jpg") for number in range(40)]
-    rows = [row(key="lost", mask="rejected", picture="p.jpg"), row(key="unseen"), *rows]
+def test_a_summary_brings_the_first_masks_that_have_a_image() -> None:
+    rows = [row(key=f"k{number}", image="p.jpg") for number in range(40)]
+    rows = [row(key="lost", mask="rejected", image="p.jpg"), row(key="unseen"), *rows]
     content = json.loads(
         render_summary("train-00000", "train", {"masks": 41}, rows)[len("bananagrams(") : -3]
     )

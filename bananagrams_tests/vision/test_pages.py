@@ -18,11 +18,11 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from bananagrams_assets.config import Profile
 from bananagrams_assets.profiles import validate
 from bananagrams_assets.stages.reviews import judged_bad
-from bananagrams_assets.storage.store import LocalStore
+from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.vision.images import encode_jpeg
 from bananagrams_assets.vision.overlay import heat_map, outline
 from bananagrams_assets.vision.page import PageRow, render_contents, render_page, render_summary
-from bananagrams_tests.vision.pictures import box, textured
+from bananagrams_tests.vision.images import box, textured
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,8 @@ def page_rows() -> list[PageRow]:
     """Least confident first; the first one's words are an attack, the last two were lost."""
     rows = []
     for number in range(SAMPLES):
-        picture = textured(number % 7, 120, 90)
-        mask = box(picture, 0.2, 0.2, 0.6, 0.7)
+        image = textured(number % 7, 120, 90)
+        mask = box(image, 0.2, 0.2, 0.6, 0.7)
         rows.append(
             PageRow(
                 key=f"sft-{number:03d}",
@@ -50,7 +50,7 @@ def page_rows() -> list[PageRow]:
                 split="train",
                 shard=SHARD,
                 reason="" if number < SAMPLES - 2 else "no inliers",
-                picture=f"pictures/sft-{number:03d}.jpg" if number < SAMPLES - 1 else "",
+                image=f"pictures/sft-{number:03d}.jpg" if number < SAMPLES - 1 else "",
                 panels=3 if number < SAMPLES - 2 else 2,
                 width=120,
                 height=90,
@@ -70,8 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         after[20:60, 30:70] = 255 - after[20:60, 30:70]
         heat = heat_map(np.abs(after.astype(np.float32) - before).mean(axis=2))
         panels = np.concatenate([before, after, heat][: row.panels], axis=1)
-        if row.picture:
-            (folder / SHARD / row.picture).write_bytes(encode_jpeg(panels, 80))
+        if row.image:
+            (folder / SHARD / row.image).write_bytes(encode_jpeg(panels, 80))
     figures = {"masks": 498, "rejected": 2, "unsure": 250, "confidence": 0.5, "histogram": [50] * 10}
     (folder / SHARD / "summary.js").write_text(render_summary(SHARD, "train", figures, rows))
     (folder / SHARD / "index.html").write_text(
@@ -112,16 +112,16 @@ def shown(page: Page) -> int:
     return page.locator("#list li[role=option]:visible").count()
 
 
-def test_only_the_pictures_in_view_are_asked_for(browser: Browser, folder: Path) -> None:
+def test_only_the_images_in_view_are_asked_for(browser: Browser, folder: Path) -> None:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page, asked = context.new_page(), set[str]()
     page.on("request", lambda request: asked.add(request.url))
     page.goto((folder / SHARD / "index.html").as_uri())
     page.wait_for_function("stage.picture.complete && stage.picture.naturalWidth > 0")
     page.wait_for_function("rows[8].item.thumbs[0].picture.naturalWidth > 0")
-    pictures = {url for url in asked if url.endswith(".jpg")}
-    assert (folder / SHARD / "pictures/sft-000.jpg").as_uri() in pictures
-    assert len(pictures) < 20  # nine rows fit the window
+    images = {url for url in asked if url.endswith(".jpg")}
+    assert (folder / SHARD / "pictures/sft-000.jpg").as_uri() in images
+    assert len(images) < 20  # nine rows fit the window
     assert all(url.startswith("file:") for url in asked)
     page.keyboard.press("End")
     page.wait_for_function("rows[490].item.thumbs[0].picture.naturalWidth > 0")
@@ -155,7 +155,7 @@ def test_keys_step_through_the_samples(page: Page) -> None:
 
 
 def test_panels_and_outline_are_switched_by_key(page: Page) -> None:
-    picture, badge = page.locator("#stage img"), page.locator("#stage .badge")
+    image, badge = page.locator("#stage img"), page.locator("#stage .badge")
     for key, left, words in (
         ("3", "-200%", "difference"),
         ("2", "-100%", "after, aligned"),
@@ -163,7 +163,7 @@ def test_panels_and_outline_are_switched_by_key(page: Page) -> None:
     ):
         page.keyboard.press(key)
         expect(badge).to_have_text(words)
-        assert picture.evaluate("node => node.style.left").replace("-0%", "0%") == left
+        assert image.evaluate("node => node.style.left").replace("-0%", "0%") == left
     expect(page.locator("#stage svg")).to_be_visible()
     page.keyboard.press("m")
     expect(page.locator("#stage svg")).to_be_hidden()

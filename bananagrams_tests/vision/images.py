@@ -19,19 +19,17 @@ def textured(seed: int, width: int = 240, height: int = 180) -> RGB:
     return np.clip(128 + 28 * total, 0, 255).astype(np.uint8)
 
 
-def box(picture: RGB, left: float, top: float, right: float, bottom: float) -> Mask:
+def box(image: RGB, left: float, top: float, right: float, bottom: float) -> Mask:
     """A rectangle by shares of the sides."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     mask = np.zeros((height, width), bool)
     mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
     return mask
 
 
-def moved(picture: RGB, to_target: Floats, size: Size) -> RGB:
+def moved(image: RGB, to_target: Floats, size: Size) -> RGB:
     """`picture` drawn through a homography onto a (width, height) frame, mirrored outside."""
-    drawn = cv2.warpPerspective(
-        picture, to_target, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
-    )
+    drawn = cv2.warpPerspective(image, to_target, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(drawn, np.uint8)
 
 
