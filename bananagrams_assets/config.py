@@ -1,7 +1,7 @@
-"""The profile: every setting of a build and of a training run, in one typed, validated model.
+"""The profile: every setting of a build and of a training run, as one typed and validated model.
 
 A setting's unit is in its name (`_px`, `_s`) or in its description; its range is in its constraint.
-`profiles` reads one from its layers.
+`profiles` reads a profile from files, the environment and the command line.
 """
 
 from __future__ import annotations
@@ -22,31 +22,35 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ConfigError(BananagramsError, ValueError):
-    """A profile that cannot be used; the message names each key, what is wrong and what is allowed."""
+    """An invalid profile; the message names each key, the error and the allowed values."""
+
+
+RENAMED_SETTINGS = {"shards.verdicts": "shards.reviews"}
+"""Old path of a setting → its new path. Old paths are refused with a message that names the new one."""
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are refused, values are checked and cannot be changed."""
+    """A group of settings: immutable, type-checked, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     operational: ClassVar[frozenset[str]] = frozenset()
-    """Settings that change how the work is done but never its result; digests leave them out."""
+    """Settings that never change a result, only how it is computed; `digest` excludes them."""
 
     def digest(self) -> str:
-        """16 hex digits over every setting of this section that can change a result."""
+        """Return 16 hex digits over the settings of this section that can change a result."""
         content = self.model_dump(mode="json", exclude=set(self.operational))
         return digest_of(content)
 
 
 def digest_of(content: Any) -> str:
-    """16 hex digits of SHA-256 over the canonical JSON of `content`."""
+    """Return the first 16 hex digits of SHA-256 over the canonical JSON of `content`."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each leaf of nested settings as (dotted path, value), in order; an empty section is a leaf."""
+    """Yield each leaf of nested settings as (dotted path, value), in order; an empty section is a leaf."""
     for key, value in content.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
@@ -56,94 +60,104 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 class SampleSettings(Section):
-    """The embedded sample, used where a manifest is `sample:`."""
+    """The embedded sample, used for the manifest `sample:`."""
 
-    pairs: Count = Field(480, description="edited pairs to make")
-    side_px: int = Field(320, ge=128, le=2048, description="longest side of a made photograph")
+    pairs: Count = Field(480, description="number of pairs to make")
+    side_px: int = Field(320, ge=128, le=2048, description="longest side of a made photo, in px")
     strength: float = Field(
-        1.0, ge=0, le=2, description="how strongly the made editor re-synthesises the whole picture"
+        1.0,
+        ge=0,
+        le=2,
+        description="how strongly the simulated editor re-synthesises the whole image; 0: geometry and size "
+        "only, 1: as usual, 2: heavily",
     )
-    seed: Seed = Field(0, description="seed of every random choice")
+    seed: Seed = Field(0, description="seed of all random choices")
 
 
 class OpenImagesSettings(Section):
-    """The set that the source photographs of pico-banana-400k were taken from."""
+    """Open Images, the source of the photos of pico-banana-400k."""
 
     csv: str | None = Field(
         None,
         min_length=1,
-        description="path or URL of train-images-boxable-with-rotation.csv, which gives a photograph's "
-        "ImageID by its URL, with its author and licence; null: ImageIDs are not looked up",
+        description="path or URL of train-images-boxable-with-rotation.csv, which maps photo URLs to "
+        "ImageID, author and licence; null: ImageIDs are not looked up",
     )
     folder: str | None = Field(
-        None, min_length=1, description="folder of unpacked pictures, <ImageID>.jpg; null: there is none"
+        None, min_length=1, description="folder of unpacked images, <ImageID>.jpg; null: no local images"
     )
     mirror_prefix: str = Field(
         "https://open-images-dataset.s3.amazonaws.com/train/",
         pattern=r"^https?://.+/$",
-        description="what `<ImageID>.jpg` is appended to",
+        description="URL prefix of the mirror; `<ImageID>.jpg` is appended",
     )
 
 
 class SourceSettings(Section):
-    """Where records and pictures come from."""
+    """Sources of records and images."""
 
     manifests: tuple[str, ...] = Field(
         ("https://ml-site.cdn-apple.com/datasets/pico-banana-300k/nb/jsonl/sft.jsonl",),
         min_length=1,
-        description="paths or http(s) URLs of JSON-lines files; `sample:` is the embedded sample",
+        description="paths or http(s) URLs of JSON-lines manifests; `sample:` is the embedded sample",
     )
     cdn_prefix: str = Field(
         "https://ml-site.cdn-apple.com/datasets/pico-banana-300k/nb/",
         pattern=r"^https?://.+/$",
-        description="what a record's output_image is appended to",
+        description="URL prefix of edited images; a record's output_image is appended",
     )
     photos_from: tuple[Literal["local", "mirror", "original"], ...] = Field(
         ("local", "mirror", "original"),
         min_length=1,
-        description="where a source photograph is looked for, in this order: `local` files (the record's "
+        description="places to look for a photo, in this order: `local` files (the record's "
         "local_input_image, open_images.folder), the `mirror` of Open Images, the record's `original` URL",
     )
     open_images: OpenImagesSettings = OpenImagesSettings()
     kinds: tuple[Literal["sft", "preference", "multi-turn"], ...] = Field(
-        (), description="kinds of records to include; empty: all of them"
+        (), description="kinds of records to include; empty: all"
     )
-    edit_types: tuple[str, ...] = Field((), description="edit types to include; empty: all of them")
+    edit_types: tuple[str, ...] = Field((), description="edit types to include; empty: all")
     categories: tuple[
         Literal["Object", "Photometric", "Scene", "Style", "Text", "Human", "Geometric", "unknown"], ...
-    ] = Field((), description="categories of edit types to include; empty: all of them")
+    ] = Field((), description="categories of edit types to include; empty: all")
     scopes: tuple[Literal["local", "global", "geometric", "unknown"], ...] = Field(
-        (), description="scopes of edit types to include; empty: all of them"
+        (), description="scopes of edit types to include; empty: all"
     )
-    max_samples: Count | None = Field(None, description="take at most this many records, spread evenly")
+    max_samples: Count | None = Field(
+        None, description="largest number of records, chosen evenly over the manifest; null: all"
+    )
     license: str = Field(
         "edits CC BY-NC-ND 4.0 (research only, derivatives not redistributed); sources CC BY 2.0",
-        description="written into the metadata of every sample",
+        description="licence written into the metadata of every sample",
     )
     sample: SampleSettings = SampleSettings()
 
     @field_validator("photos_from")
     @classmethod
-    def _each_once(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+    def _no_place_twice(cls, places: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(places)) != len(places):
             raise ValueError(f"names a place twice: {', '.join(places)}")
         return places
 
 
 class HostSettings(Section):
-    """What one host and its subdomains are asked at most, by all runs on this machine together."""
+    """Request limits of one host and its subdomains, shared by all runs on this machine."""
 
-    host: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="a name; subdomains count with it")
-    in_flight: int = Field(2, ge=1, le=256, description="requests at once")
-    per_second: Positive | None = Field(None, description="requests started a second; null: no limit")
+    host: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]*$", description="host name; the limits include its subdomains"
+    )
+    in_flight: int = Field(2, ge=1, le=256, description="largest number of concurrent requests")
+    per_second: Positive | None = Field(
+        None, description="largest number of requests started per second; null: no limit"
+    )
 
 
 FLICKR = HostSettings(host="staticflickr.com", in_flight=2, per_second=2.0)
-"""Flickr answers 429 to a single eager worker and has closed accounts of those who went on."""
+"""Flickr answers 429 to a single fast worker and has closed accounts of users who continued."""
 
 
 class FetchSettings(Section):
-    """How pictures are fetched, and what is accepted."""
+    """Downloads of images, and limits of accepted files."""
 
     operational = frozenset(
         {
@@ -152,51 +166,59 @@ class FetchSettings(Section):
         }
     )  # fmt: skip
 
-    concurrency: int = Field(16, ge=1, le=256, description="pictures in flight at once, of one run")
-    attempts: int = Field(4, ge=1, le=20, description="tries a picture")
-    timeout_s: Positive = Field(60.0, description="total time for one try, in seconds")
+    concurrency: int = Field(16, ge=1, le=256, description="concurrent downloads of one run")
+    attempts: int = Field(4, ge=1, le=20, description="attempts per image")
+    timeout_s: Positive = Field(60.0, description="time limit of one attempt, in seconds")
     deadline_s: Positive = Field(
-        300.0, description="total time for one picture from its first request on, tries and waits together"
+        300.0,
+        description="time limit of one image from its first request on, delays included, in seconds",
     )
-    backoff_s: Positive = Field(1.0, description="wait before the second try; doubles with each, with jitter")
+    backoff_s: Positive = Field(
+        1.0, description="delay before the second attempt, in seconds; doubles per attempt, with jitter"
+    )
     in_flight: int = Field(
-        32, ge=1, le=256, description="requests at once to one host, of all runs on this machine"
+        32, ge=1, le=256, description="concurrent requests per host, of all runs on this machine"
     )
     per_second: Positive | None = Field(
-        None, description="requests a second to one host, of all runs on this machine; null: no limit"
+        None, description="requests per second and host, of all runs on this machine; null: no limit"
     )
-    hosts: tuple[HostSettings, ...] = Field((FLICKR,), description="hosts with limits of their own")
+    hosts: tuple[HostSettings, ...] = Field((FLICKR,), description="hosts with their own limits")
     user_agent: str = Field(
         "bananagrams/0.1 (dataset builder; research use)",
         min_length=1,
         pattern=r"^[ -~]+$",
-        description="how we name ourselves",
+        description="User-Agent header of all requests",
     )
     contact: str | None = Field(
         None,
         min_length=1,
         pattern=r"^[ -~]+$",
-        description="a URL or mail address for those whom we ask, added to user_agent",
+        description="URL or mail address for server operators, appended to user_agent; null: none",
     )
     honour_opt_out: bool = Field(
-        True, description="refuse pictures whose server opts out (X-Robots-Tag: noai, noindex and the like)"
+        True, description="reject images whose server opts out (X-Robots-Tag: noai, noindex and similar)"
     )
     max_bytes: int = Field(64_000_000, ge=1024, description="largest accepted file, in bytes")
-    max_pixels: int = Field(100_000_000, ge=1024, description="largest accepted picture, in pixels")
+    max_pixels: int = Field(100_000_000, ge=1024, description="largest accepted image, in pixels")
     largest_side_px: int | None = Field(
-        None, ge=64, description="fit stored pictures to this longest side; null: bytes as received"
+        None,
+        ge=64,
+        description="resize larger images to this longest side, in px, before storing; null: store the "
+        "received bytes",
     )
 
 
 class SplitSettings(Section):
-    ratio: float = Field(ge=0, le=1, description="share of the source photographs")
-    shards: int = Field(ge=1, le=100_000, description="shards of this split")
+    """One split."""
+
+    ratio: float = Field(ge=0, le=1, description="share of the source photos")
+    shards: int = Field(ge=1, le=100_000, description="number of shards")
 
 
 class SplitsSettings(Section):
-    """Share and shard count of each split. A source photograph decides its own split and shard."""
+    """Share and number of shards per split. The source photo determines the split and shard of a record."""
 
-    seed: Seed = Field(0, description="changes which photograph falls in which split")
+    seed: Seed = Field(0, description="seed of the assignment of photos to splits")
     train: SplitSettings = SplitSettings(ratio=0.9, shards=232)
     dev: SplitSettings = SplitSettings(ratio=0.05, shards=13)
     test: SplitSettings = SplitSettings(ratio=0.05, shards=13)
@@ -209,24 +231,48 @@ class SplitsSettings(Section):
         return self
 
     def by_name(self) -> dict[str, SplitSettings]:
+        """Return the settings of each split by its name, in order."""
         return {"train": self.train, "dev": self.dev, "test": self.test}
+
+    def shard_keys(self, split: str | None = None) -> list[str]:
+        """Return the partition keys `<split>-<00000>` of one split, or of all if None, in order."""
+        return [
+            f"{name}-{index:05d}"
+            for name, settings in self.by_name().items()
+            if split in (None, name)
+            for index in range(settings.shards)
+        ]
 
 
 class AlignSettings(Section):
-    """SIFT alignment of the edited picture onto its input."""
+    """Alignment of the edited image to the input photo: SIFT features, then tracked corners."""
 
     working_side_px: int = Field(
-        512, ge=128, le=4096, description="longest side at which corners are tracked"
+        512, ge=128, le=4096, description="longest side at which corners are tracked, in px"
     )
-    features: int = Field(1500, ge=100, le=100_000, description="most SIFT features, where few do not do")
-    ratio: float = Field(0.8, gt=0, lt=1, description="Lowe's ratio between best and second match")
-    ransac_px: Positive = Field(1.5, description="inlier distance of features, in px where they are found")
-    min_inliers: int = Field(12, ge=4, description="fewer corners that agree: rejected")
-    min_inlier_ratio: Fraction = Field(0.15, description="a smaller share of inliers than this: rejected")
-    min_confidence: Fraction = Field(0.7, description="an alignment less likely right: rejected")
-    min_overlap: Fraction = Field(0.3, description="a smaller known share of the input than this: rejected")
-    max_scale: float = Field(4.0, gt=1, description="largest scale, or its inverse, after resizing is undone")
-    max_anisotropy: float = Field(1.6, gt=1, description="largest ratio of the two axes' scales")
+    features: int = Field(
+        1500, ge=100, le=100_000, description="largest number of SIFT features, if a first try with few fails"
+    )
+    ratio: float = Field(
+        0.8, gt=0, lt=1, description="largest distance ratio between best and second-best match (Lowe)"
+    )
+    ransac_px: Positive = Field(
+        1.5, description="largest reprojection error of an inlier, in px at the resolution of detection"
+    )
+    min_inliers: int = Field(12, ge=4, description="reject an alignment with fewer tracked inlier corners")
+    min_inlier_ratio: Fraction = Field(
+        0.15, description="reject an alignment with a smaller share of inliers"
+    )
+    min_confidence: Fraction = Field(0.7, description="reject an alignment with a lower confidence")
+    min_overlap: Fraction = Field(
+        0.3, description="reject an alignment whose edited image covers a smaller share of the input"
+    )
+    max_scale: float = Field(
+        4.0, gt=1, description="largest accepted scale, or its inverse, beyond that of the plain resize"
+    )
+    max_anisotropy: float = Field(
+        1.6, gt=1, description="largest accepted ratio of the scales along the two axes"
+    )
 
 
 def _odd(value: int) -> int:
@@ -239,20 +285,31 @@ class MaskSettings(Section):
     """The difference mask of an aligned pair."""
 
     working_side_px: int | None = Field(
-        512, ge=128, description="longest side at which the mask is made; null: the input's size"
+        512, ge=128, description="longest side at which the mask is computed, in px; null: the input's size"
     )
-    blur_kernel_px: int = Field(3, ge=1, le=51, description="Gaussian blur before differencing, odd; 1: none")
-    threshold_low: Positive = Field(3.0, description="least colour difference (CIE Lab dE) of a mask pixel")
-    threshold_high: Positive = Field(15.0, description="least dE that starts a mask component")
-    noise_low: float = Field(6.0, ge=0, description="low threshold, in units of the pair's own noise")
-    noise_high: float = Field(15.0, ge=0, description="high threshold, in units of the pair's own noise")
-    open_px: int = Field(1, ge=1, le=51, description="opening kernel, odd; 1: none")
-    close_px: int = Field(9, ge=1, le=51, description="closing kernel, odd; 1: none")
+    blur_kernel_px: int = Field(
+        3, ge=1, le=51, description="Gaussian kernel before differencing, in px, odd; 1: no blur"
+    )
+    threshold_low: Positive = Field(
+        3.0,
+        description="smallest colour difference of a mask pixel, in CIE Lab dE (low hysteresis threshold)",
+    )
+    threshold_high: Positive = Field(
+        15.0, description="smallest peak colour difference of a mask component, in dE (high threshold)"
+    )
+    noise_low: float = Field(6.0, ge=0, description="low threshold in multiples of the pair's noise")
+    noise_high: float = Field(15.0, ge=0, description="high threshold in multiples of the pair's noise")
+    open_px: int = Field(1, ge=1, le=51, description="opening kernel, in px, odd; 1: no opening")
+    close_px: int = Field(9, ge=1, le=51, description="closing kernel, in px, odd; 1: no closing")
     smallest_component: Fraction = Field(
-        0.0005, description="drop components under this share of the picture"
+        0.0005, description="remove components below this share of the image"
     )
-    border_px: int = Field(4, ge=0, le=256, description="width of the border of the overlap that is ignored")
-    global_area: Fraction = Field(0.85, description="a mask over this share of the overlap is a global edit")
+    border_px: int = Field(
+        4, ge=0, le=256, description="width of the ignored border of the overlap, in px at the working size"
+    )
+    global_area: Fraction = Field(
+        0.85, description="share of the overlap above which a mask is a global edit"
+    )
 
     _kernels_are_odd = field_validator("blur_kernel_px", "open_px", "close_px")(_odd)
 
@@ -266,43 +323,49 @@ class MaskSettings(Section):
 
 
 class ShardSettings(Section):
-    """What a dataset sample holds, and what is left out."""
+    """Contents of a dataset shard."""
 
-    # What the files say is compared shard by shard, see data/verdicts.py.
-    operational = frozenset({"verdicts"})
+    # The labels in these files are compared per shard, see stages/reviews.py.
+    operational = frozenset({"reviews"})
 
-    verdicts: tuple[str, ...] = Field(
+    reviews: tuple[str, ...] = Field(
         (),
-        description="files of verdicts saved from overlay pages, whose bad samples are left out: paths, or "
-        "store:NAME",
+        description="review files saved from overlay pages, as paths or store:NAME; samples labelled bad are "
+        "excluded",
     )
-    jpeg_quality: int = Field(95, ge=1, le=100, description="of input.jpg where it must be encoded")
+    jpeg_quality: int = Field(95, ge=1, le=100, description="JPEG quality of a re-encoded input.jpg")
     largest_side_px: int | None = Field(
-        None, ge=64, description="fit input.jpg to this longest side; null: the input's size"
+        None, ge=64, description="resize input.jpg to this longest side, in px; null: the input's size"
     )
     untouched: bool = Field(
         False,
-        description="ship only photographs whose bytes can go in as they were received; one that would have "
-        "to be encoded is dropped with its reason",
+        description="include only photos whose received bytes can be shipped; reject a photo that needs "
+        "re-encoding",
     )
 
 
 class OverlaySettings(Section):
-    """Pages to judge masks by eye."""
+    """Pages for reviewing masks by eye."""
 
-    tile_px: int = Field(512, ge=64, le=1024, description="longest side of a picture on a page")
-    max_samples: int = Field(240, ge=1, description="samples drawn a shard, least confident first")
-    jpeg_quality: int = Field(85, ge=1, le=100)
+    tile_px: int = Field(512, ge=64, le=1024, description="longest side of an image on a page, in px")
+    max_samples: int = Field(
+        240, ge=1, description="largest number of samples drawn per shard, lowest confidence first"
+    )
+    jpeg_quality: int = Field(85, ge=1, le=100, description="JPEG quality of the drawn images")
 
 
 class FusionSettings(Section):
     """Cross-attention from image features to text tokens."""
 
     width: int = Field(256, ge=16, le=2048, description="channels of the fused features")
-    heads: int = Field(8, ge=1, le=64)
-    layers: int = Field(4, ge=1, le=24, description="cross-attention layers in all, spread over the strides")
-    strides: tuple[Literal[4, 8, 16, 32], ...] = Field((32, 16), min_length=1, description="where they stand")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    heads: int = Field(8, ge=1, le=64, description="attention heads; must divide width")
+    layers: int = Field(
+        4, ge=1, le=24, description="total number of cross-attention layers, distributed over the strides"
+    )
+    strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
+        (32, 16), min_length=1, description="strides of the feature maps with cross-attention"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the attention weights")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> FusionSettings:
@@ -316,44 +379,61 @@ class FusionSettings(Section):
 
 
 class ModelSettings(Section):
-    """The network. Weights are `pretrained`, `none`, or the path of a local file."""
+    """The network."""
 
     image_encoder: str = Field(
-        "resnet50", min_length=1, description="a torchvision ResNet, by name; or resnet10"
+        "resnet50", min_length=1, description="image encoder: name of a torchvision ResNet, or resnet10"
     )
-    image_weights: str = Field("pretrained", min_length=1)
+    image_weights: str = Field(
+        "pretrained",
+        min_length=1,
+        description="weights of the image encoder: `pretrained`, `none`, or the path of a local file",
+    )
     text_encoder: str = Field(
         "ViT-B-32",
         min_length=1,
-        description="an open_clip model, by name, or `tokens`: token embeddings alone",
+        description="text encoder: name of an open_clip model, or `tokens` (token embeddings only)",
     )
     text_weights: str = Field(
-        "openai", min_length=1, description="an open_clip pretrained tag, `none`, or the path of a local file"
+        "openai",
+        min_length=1,
+        description="weights of the text encoder: an open_clip pretrained tag, `none`, or the path of a "
+        "local file",
     )
-    text_width: int = Field(128, ge=8, le=4096, description="embedding width where text_encoder is `tokens`")
-    text_context: int = Field(77, ge=8, le=77, description="tokens read of an instruction")
+    text_width: int = Field(
+        128, ge=8, le=4096, description="embedding width of the text encoder `tokens`, in channels"
+    )
+    text_context: int = Field(
+        77, ge=8, le=77, description="largest number of tokens of an instruction; the rest is cut off"
+    )
     train_text_layers: int = Field(
         0,
         ge=0,
         le=48,
-        description="last layers of the text encoder that train, at encoder_rate; 0: it is frozen",
+        description="number of last layers of the text encoder to train, at encoder_rate; 0: frozen encoder",
     )
     fusion: FusionSettings = FusionSettings()
     decoder_channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
-        (256, 128, 64, 32), min_length=4, max_length=4, description="at strides 16, 8, 4 and 2"
+        (256, 128, 64, 32),
+        min_length=4,
+        max_length=4,
+        description="decoder channels at strides 16, 8, 4 and 2",
     )
 
 
 class AugmentSettings(Section):
-    """Random changes that keep photograph, mask and words consistent."""
+    """Random changes that keep photo, mask and instruction consistent."""
 
-    flip: Fraction = Field(0.5, description="chance of a mirror image; left and right swap in the words")
-    crop: float = Field(0.2, ge=0, lt=1, description="largest share of a side that is cut away")
+    flip: Fraction = Field(
+        0.5, description="probability of a mirrored image; left and right are swapped in the instruction"
+    )
+    crop: float = Field(0.2, ge=0, lt=1, description="largest share of a side to crop")
     color: Fraction = Field(0.2, description="largest change of brightness, contrast and saturation")
-    blur: Fraction = Field(0.1, description="chance of a light blur")
+    blur: Fraction = Field(0.1, description="probability of a light blur")
     drop_words: Fraction = Field(
         0.0,
-        description="chance of an empty instruction; 1: a text-blind run, to measure what words are worth",
+        description="probability of an empty instruction; 1: a text-blind run, which measures what the "
+        "instructions contribute",
     )
 
 
@@ -362,56 +442,66 @@ class TrainSettings(Section):
 
     operational = frozenset({"workers", "log_every_steps", "devices", "text_cache_mb"})
 
-    side_px: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of a training picture")
-    batch_size: Count = Field(32, description="samples a step, over all devices")
+    side_px: int = Field(512, ge=32, le=2048, multiple_of=32, description="side of a training image, in px")
+    batch_size: Count = Field(32, description="samples per step, over all devices")
     accumulate: Count = Field(
-        1,
-        description="parts that a device's share of a step is taken in, one after the other, to save memory",
+        1, description="number of sequential parts of a device's share of a step (gradient accumulation)"
     )
-    epochs: Count = Field(10)
-    max_steps: Count | None = Field(None, description="stop after this many steps even if epochs remain")
-    learning_rate: Positive = Field(3e-4)
-    encoder_rate: float = Field(0.1, ge=0, le=1, description="learning rate of the encoders, as a factor")
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    epochs: Count = Field(10, description="number of passes over the training split")
+    max_steps: Count | None = Field(None, description="largest number of steps; null: all epochs")
+    learning_rate: Positive = Field(3e-4, description="peak learning rate")
+    encoder_rate: float = Field(
+        0.1, ge=0, le=1, description="learning rate of the encoders, as a multiple of learning_rate"
+    )
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer")
     beta2: float = Field(
         0.999,
         ge=0,
         lt=1,
-        description="decay a step of Adam's mean of squared gradients; lower where steps are few",
+        description="Adam's decay per step of the mean of squared gradients; use a lower value for few steps",
     )
-    weight_decay: float = Field(0.01, ge=0)
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = Field(500, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="weight decay; norms and biases are not decayed")
+    scheduler: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="learning rate schedule after warm-up"
+    )
+    warmup_steps: int = Field(500, ge=0, description="steps of linear warm-up; at most half of all steps")
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    bce_weight: float = Field(1.0, ge=0)
-    dice_weight: float = Field(1.0, ge=0)
+    bce_weight: float = Field(1.0, ge=0, description="weight of binary cross-entropy in the loss")
+    dice_weight: float = Field(1.0, ge=0, description="weight of the Dice loss in the loss")
     ema_decay: float = Field(
         0.999,
         ge=0,
         lt=1,
-        description="decay a step of the weights' moving average, used instead of them; 0: none",
+        description="decay per step of the moving average of the weights, which is evaluated and published; "
+        "0: no average",
     )
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    compile: bool = Field(True, description="torch.compile where there is a GPU; on a CPU it does not pay")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="arithmetic; devices without native bfloat16 use float32"
+    )
+    compile: bool = Field(True, description="use torch.compile on a GPU; on a CPU it gains nothing")
     augment: AugmentSettings = AugmentSettings()
-    min_confidence: Fraction = Field(0.0, description="leave out masks less confident than this")
-    include_global: bool = Field(True, description="train on whole-picture edits too")
-    global_weight: Fraction = Field(1.0, description="weight of a whole-picture edit in the loss")
+    min_confidence: Fraction = Field(0.0, description="exclude masks with a lower confidence")
+    include_global: bool = Field(True, description="include global edits")
+    global_weight: Fraction = Field(1.0, description="weight of a global edit in the loss")
     weigh_confidence: bool = Field(
-        False, description="weigh each sample in the loss by its mask's confidence"
+        False, description="multiply each sample's weight in the loss by the confidence of its mask"
     )
     text_cache_mb: int = Field(
-        2048, ge=0, description="memory for the features of a frozen text encoder, a process, in MB"
+        2048, ge=0, description="memory per process for cached features of a frozen text encoder, in MB"
     )
-    workers: int = Field(4, ge=0, le=64, description="loader processes a device; 0: in the training process")
+    workers: int = Field(
+        4, ge=0, le=64, description="loader processes per device; 0: load in the training process"
+    )
     devices: int | None = Field(
-        None, ge=1, description="devices to train on; null: every visible GPU, else the CPU"
+        None, ge=1, description="number of devices; null: every visible GPU, or the CPU if there is none"
     )
-    log_every_steps: Count = Field(20)
-    evaluate_every_steps: Count = Field(500)
-    checkpoint_every_steps: Count = Field(500)
-    keep_checkpoints: Count = Field(3)
-    seed: Seed = 0
+    log_every_steps: Count = Field(20, description="steps between log lines")
+    evaluate_every_steps: Count = Field(500, description="steps between evaluations on dev")
+    checkpoint_every_steps: Count = Field(500, description="steps between checkpoints")
+    keep_checkpoints: Count = Field(
+        3, description="number of last checkpoints to keep, besides the best on dev"
+    )
+    seed: Seed = Field(0, description="seed of initial weights, sample order, augmentation and dropout")
 
     @model_validator(mode="after")
     def _some_loss(self) -> TrainSettings:
@@ -421,48 +511,49 @@ class TrainSettings(Section):
 
 
 class EcsSettings(Section):
-    """A training as one Amazon ECS task. Its image holds this package; GPUs need the EC2 launch type."""
+    """Training as an Amazon ECS task. Its image contains this package; GPUs need the EC2 launch type."""
 
-    cluster: str = Field("default", min_length=1)
+    cluster: str = Field("default", min_length=1, description="name or ARN of the cluster")
     task_definition: str = Field("bananagrams", min_length=1, description="family, family:revision or ARN")
-    container: str = Field("bananagrams", min_length=1, description="the container that trains")
-    launch_type: Literal["EC2", "FARGATE"] = Field("EC2", description="Fargate has no GPUs")
+    container: str = Field("bananagrams", min_length=1, description="name of the container that trains")
+    launch_type: Literal["EC2", "FARGATE"] = Field("EC2", description="launch type; Fargate has no GPUs")
     cpu: int | None = Field(
-        None, ge=128, description="CPU units (1024: one core); null: as the task definition says"
+        None, ge=128, description="CPU units (1024: one core); null: as in the task definition"
     )
-    memory_mib: int | None = Field(None, ge=128, description="null: as the task definition says")
+    memory_mib: int | None = Field(None, ge=128, description="memory in MiB; null: as in the task definition")
     gpus: int = Field(1, ge=0, le=64, description="GPUs of the task; 0: train on the CPU")
-    subnets: tuple[str, ...] = Field((), description="of an awsvpc task; empty: another network mode")
-    security_groups: tuple[str, ...] = ()
-    poll_s: Positive = Field(6.0, description="how often the task and its messages are asked for")
+    subnets: tuple[str, ...] = Field(
+        (), description="subnet IDs of an awsvpc task; empty: another network mode"
+    )
+    security_groups: tuple[str, ...] = Field((), description="security group IDs of an awsvpc task")
+    poll_s: Positive = Field(
+        6.0, description="interval between queries of the task's state and messages, in seconds"
+    )
 
 
 class RaySettings(Section):
-    """A training as one Ray job. Its nodes hold this package, and reach store and MLflow."""
+    """Training as a Ray job. Its nodes contain this package and can reach the store and MLflow."""
 
     address: str = Field(
         "http://127.0.0.1:8265",
         pattern=r"^https?://",
-        description="the cluster's dashboard, which takes jobs",
+        description="URL of the cluster's dashboard, which accepts jobs",
     )
-    cpus: float = Field(1.0, ge=0, description="CPUs that Ray sets aside for the job")
+    cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for the job")
     gpus: int = Field(1, ge=0, le=64, description="GPUs of the job; 0: train on the CPU")
-    poll_s: Positive = Field(1.0, description="how often the job is asked for")
+    poll_s: Positive = Field(1.0, description="interval between queries of the job's state, in seconds")
 
 
 class LauncherSettings(Section):
-    """Where training runs. Nothing here changes its result, so nothing here makes a model stale."""
+    """Where training runs. None of these settings changes the result or makes a model stale."""
 
     kind: Literal["subprocess", "ecs", "ray"] = Field(
-        "subprocess", description="this machine, an ECS task, or a Ray job"
+        "subprocess", description="`subprocess` on this machine, an `ecs` task, or a `ray` job"
     )
     retries: int = Field(
-        3,
-        ge=0,
-        le=100,
-        description="times that a training whose process died goes on from its last checkpoint",
+        3, ge=0, le=100, description="restarts from the last checkpoint after the training process died"
     )
-    retry_delay_s: float = Field(10.0, ge=0, description="wait before each")
+    retry_delay_s: float = Field(10.0, ge=0, description="delay before each restart, in seconds")
     ecs: EcsSettings = EcsSettings()
     ray: RaySettings = RaySettings()
 
@@ -470,57 +561,61 @@ class LauncherSettings(Section):
 class MlflowSettings(Section):
     """Names in MLflow."""
 
-    experiment: str = Field("bananagrams", min_length=1)
-    registered_model: str = Field("bananagrams-mask", min_length=1, pattern=r"^[^/:]+$")
+    experiment: str = Field("bananagrams", min_length=1, description="name of the experiment")
+    registered_model: str = Field(
+        "bananagrams-mask", min_length=1, pattern=r"^[^/:]+$", description="name of the registered model"
+    )
     ui_url: str = Field(
         "http://127.0.0.1:5000",
         pattern=r"^https?://",
-        description="where `mlflow ui` is read, for links to runs",
+        description="URL of `mlflow ui`, for links to runs",
     )
 
 
 class CheckSettings(Section):
     """Limits of the asset checks."""
 
-    max_rejected: Fraction = Field(0.2, description="largest share of a shard's records that may be lost")
+    max_rejected: Fraction = Field(0.2, description="largest share of a shard's records that may be rejected")
     max_lost: Fraction = Field(
-        0.1, description="largest share of a shard's records whose pictures could not be had"
+        0.1, description="largest share of a shard's records whose images could not be fetched"
     )
     min_mask_iou: Fraction = Field(
-        0.88, description="mean IoU that masks must reach on a few made pairs whose true masks are known"
+        0.88, description="smallest mean IoU of masks on made pairs with true masks"
     )
     min_gain: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="dev IoU the model must have over the best trivial baseline, and over its own with "
-        "shuffled instructions",
+        description="smallest gain in dev IoU over the best trivial baseline, and over the model's own dev "
+        "IoU with shuffled instructions",
     )
 
 
 class AutomationSettings(Section):
     """Scheduled rebuilds."""
 
-    rebuild_cron: str = Field("0 3 * * *", description="when the schedule reads the sources again (UTC)")
-    sensor_interval_s: int = Field(300, ge=30, description="how often stale shards are looked for")
+    rebuild_cron: str = Field("0 3 * * *", description="cron schedule (UTC) for reading the sources again")
+    sensor_interval_s: int = Field(
+        300, ge=30, description="interval between searches for stale shards, in seconds"
+    )
 
 
 class StoreSettings(Section):
-    """Where files are kept. None of this changes what is in them."""
+    """Where files are stored. None of these settings changes their contents."""
 
     url: str | None = Field(
         None,
         min_length=1,
-        description="a folder or s3://bucket/prefix; null: under DAGSTER_HOME or .bananagrams",
+        description="folder or s3://bucket/prefix; null: a folder under DAGSTER_HOME or .bananagrams",
     )
     may_be_public: bool = Field(
         False,
-        description="write even where anybody can read; data derived from most sources may not go there",
+        description="write to a publicly readable store; the licence of most sources does not permit that",
     )
 
 
 class Profile(Section):
-    """Every setting of the project."""
+    """All settings of the project."""
 
     store: StoreSettings = StoreSettings()
     source: SourceSettings = SourceSettings()
@@ -538,10 +633,5 @@ class Profile(Section):
     automation: AutomationSettings = AutomationSettings()
 
     def shard_keys(self, split: str | None = None) -> list[str]:
-        """Partition keys `<split>-<00000>`, of one split or of all, in order."""
-        return [
-            f"{name}-{index:05d}"
-            for name, settings in self.splits.by_name().items()
-            if split in (None, name)
-            for index in range(settings.shards)
-        ]
+        """Return the partition keys `<split>-<00000>` of one split, or of all if None, in order."""
+        return self.splits.shard_keys(split)

@@ -1,46 +1,36 @@
-"""The whole graph on one page.
+"""The Dagster code location: the graph of `graph.py` as assets, with checks, jobs, a schedule and a sensor.
 
-    manifest ─► image_pairs ─► aligned_pairs ─► edit_masks ─► shards ─► split_index ─► mask_model ─► champion
-    (whole)     (shard)        (shard)          (shard)       (shard)   (split)        (whole)       (whole)
-                                                    └─► validation_overlays (shard)
-
-The profile (BANANAGRAMS_PROFILE) fixes the partitions; the store (BANANAGRAMS_STORE) holds the files.
+The environment names the profile (BANANAGRAMS_PROFILE), the store (BANANAGRAMS_STORE) and the MLflow tracking
+server (MLFLOW_TRACKING_URI).
 """
 
 import dagster as dg
 
-from .defs import automation, checks, dataset, model, resources
+from .config import Profile
+from .defs import automation
+from .defs.assets import build_assets
+from .defs.checks import build_checks
+from .defs.resources import build_resources
+from .learn.tracking import default_tracking_uri
+from .profiles import default_store, load_profile
 
-defs = dg.Definitions(
-    assets=[
-        dataset.manifest,
-        dataset.image_pairs,
-        dataset.aligned_pairs,
-        dataset.edit_masks,
-        dataset.shards,
-        dataset.validation_overlays,
-        dataset.split_index,
-        model.mask_model,
-        model.champion,
-    ],
-    asset_checks=[
-        checks.no_photo_in_two_splits,
-        checks.few_lost,
-        checks.masks_reach_iou,
-        checks.samples_read_back,
-        checks.few_rejected,
-        checks.beats_trivial_baselines,
-        checks.reads_instructions,
-    ],
-    jobs=[
-        automation.refresh_manifest,
-        automation.build_shard,
-        automation.index_split,
-        automation.train_model,
-        automation.choose_champion,
-    ],
-    schedules=[automation.nightly_refresh],
-    sensors=[automation.stale_partitions],
-    resources=resources.RESOURCES,
-    executor=dg.in_process_executor,
-)
+
+def build_definitions(profile: Profile, store_url: str, tracking_uri: str) -> dg.Definitions:
+    """Return the definitions of a profile, on a store and an MLflow tracking server."""
+    return dg.Definitions(
+        assets=build_assets(profile),
+        asset_checks=build_checks(profile),
+        jobs=automation.JOBS,
+        schedules=[automation.nightly_refresh(profile)],
+        sensors=[automation.stale_partitions(profile)],
+        resources=build_resources(store_url, tracking_uri),
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Return the definitions that the environment names. Dagster calls this when it loads the location."""
+    profile = load_profile().profile
+    store_url = default_store(profile)
+    return build_definitions(profile, store_url, default_tracking_uri(store_url))

@@ -1,4 +1,4 @@
-"""Small photographs and manifests made for tests."""
+"""Small synthetic photos, manifests and profiles for tests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bananagrams_assets.vision.images import RGB, encode_jpeg
 SIZE = (192, 144)
 
 
-def photograph(seed: int, size: tuple[int, int] = SIZE) -> RGB:
-    """Smooth noise with bright discs: enough texture to align, enough structure to recognise."""
+def make_photo(seed: int, size: tuple[int, int] = SIZE) -> RGB:
+    """Return smooth noise with bright discs, uint8 (H, W, 3): enough texture and structure to align."""
     rng = np.random.default_rng(seed)
     width, height = size
     image: NDArray[Any] = np.zeros((height, width, 3), np.float32)
@@ -35,7 +35,7 @@ def photograph(seed: int, size: tuple[int, int] = SIZE) -> RGB:
 
 
 def edited(photo: RGB) -> RGB:
-    """The photograph with a magenta square in its middle."""
+    """Return the photo with a magenta rectangle in its center."""
     image = photo.copy()
     height, width = image.shape[:2]
     image[height // 3 : height * 2 // 3, width // 3 : width * 2 // 3] = (230, 20, 200)
@@ -43,13 +43,13 @@ def edited(photo: RGB) -> RGB:
 
 
 def png(rgb: RGB) -> bytes:
-    done, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-    assert done
+    success, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    assert success
     return data.tobytes()
 
 
 def record(number: int = 1, **changes: Any) -> dict[str, Any]:
-    """A record as in the public manifest; a change to `...` takes the field out."""
+    """Return a record as in the public manifest; a change to `...` removes the field."""
     content = {
         "open_image_input_url": f"https://photos.example.org/{number}_o.jpg",
         "text": "Remove the red flag from the upper right.",
@@ -70,10 +70,10 @@ def write_manifest(folder: Path, records: Iterable[Mapping[str, Any] | str], nam
 
 
 def local_pairs(folder: Path, count: int) -> Path:
-    """A folder of pairs and the manifest that names them."""
+    """Write pairs of images and their manifest into a folder; return the manifest's path."""
     records = []
     for number in range(count):
-        photo = photograph(number)
+        photo = make_photo(number)
         before, after = folder / f"photos/{number}.jpg", folder / f"images/positive-edit/{number}.png"
         for path in (before, after):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def local_pairs(folder: Path, count: int) -> Path:
 
 
 def profile_of(*manifests: object, **sections: dict[str, Any]) -> Profile:
-    """Small shards, quick retries; `fetch={...}` and the like change a section."""
+    """Return a profile with small shards and fast retries; `fetch={...}` changes settings of a section."""
     content: dict[str, Any] = {
         "source": {"manifests": [str(manifest) for manifest in manifests] or ["sample:"]},
         "fetch": {"concurrency": 4, "attempts": 3, "timeout_s": 2.0, "backoff_s": 0.01},
@@ -101,7 +101,7 @@ def profile_of(*manifests: object, **sections: dict[str, Any]) -> Profile:
 
 
 def one_shard(*manifests: object, **sections: dict[str, Any]) -> Profile:
-    """As `profile_of`, with every record in `train-00000`."""
+    """Return a profile as `profile_of`, with every record in `train-00000`."""
     splits = {
         "train": {"ratio": 1.0, "shards": 1},
         "dev": {"ratio": 0.0, "shards": 1},
@@ -111,4 +111,4 @@ def one_shard(*manifests: object, **sections: dict[str, Any]) -> Profile:
 
 
 def quiet(line: str) -> None:
-    """Takes progress and shows none."""
+    """Ignore a line of progress."""

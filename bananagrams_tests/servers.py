@@ -1,4 +1,4 @@
-"""A web server on this machine that serves pictures and misbehaves on demand."""
+"""Local HTTP server with configurable, including faulty, responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = Callable[["Handler", int], None]
-"""Called with the request and how often this path was asked for before."""
+"""Called with the request and the number of earlier requests for its path."""
 
 
 class Server(ThreadingHTTPServer):
@@ -22,14 +22,14 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, Answer] = {}
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.agents: set[str] = set()
-        self.sent: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
         self.stopping = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what these servers are for; anything else is shown."""
+        """Report errors other than closed connections, which the tests provoke."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -39,8 +39,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        before = self.server.asked[self.path]
-        self.server.asked[self.path] += 1
+        before = self.server.requests[self.path]
+        self.server.requests[self.path] += 1
         self.server.agents.add(self.headers["User-Agent"])
         try:
             self.server.answers.get(self.path, status(404))(self, before)
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the tests look at `asked`."""
+        """Log nothing: tests read `requests`."""
 
 
 @contextmanager
@@ -82,6 +82,8 @@ def body(data: bytes) -> Answer:
 
 
 def failing_first(times: int, code: int, then: bytes, **headers: str) -> Answer:
+    """Answer `code` `times` times, then `then`."""
+
     def answer(request: Handler, before: int) -> None:
         if before < times:
             request.reply(code, **headers)
@@ -92,24 +94,24 @@ def failing_first(times: int, code: int, then: bytes, **headers: str) -> Answer:
 
 
 def conditional(data: bytes, **validators: str) -> Answer:
-    """Answers 304 to a request that carries these validators (`ETag`, `Last_Modified`), else `data`."""
+    """Answer 304 to a request that carries these validators (`ETag`, `Last_Modified`), else `data`."""
 
     def answer(request: Handler, before: int) -> None:
-        asked = {
+        received = {
             "ETag": request.headers.get("If-None-Match"),
             "Last_Modified": request.headers.get("If-Modified-Since"),
         }
-        if validators and all(asked[name] == value for name, value in validators.items()):
+        if validators and all(received[name] == value for name, value in validators.items()):
             request.reply(304, **validators)
             return
-        request.server.sent[request.path] += len(data)
+        request.server.sent_bytes[request.path] += len(data)
         request.reply(200, data, **validators)
 
     return answer
 
 
 def cut_first(times: int, data: bytes) -> Answer:
-    """Announces all of `data` and hangs up half-way."""
+    """Announce all of `data` and close the connection half-way, `times` times, then answer fully."""
 
     def answer(request: Handler, before: int) -> None:
         if before >= times:
@@ -122,28 +124,29 @@ def cut_first(times: int, data: bytes) -> Answer:
 
 
 def endless(request: Handler, before: int) -> None:
-    """Sends until the other side hangs up, without announcing a length."""
+    """Send without a declared length until the client disconnects."""
     request.send_response(200)
     request.send_header("Connection", "close")
     request.end_headers()
     request.close_connection = True
     while not request.server.stopping.is_set():
         request.wfile.write(b"\xff\xd8" * 2**15)
-        request.server.sent[request.path] += 2**16
+        request.server.sent_bytes[request.path] += 2**16
 
 
 def stalled(request: Handler, before: int) -> None:
-    """Sends a beginning and then nothing, for as long as there is a server."""
+    """Send two bytes, then nothing until the server stops."""
     request.reply(200, b"\xff\xd8", Content_Length="1000")
     request.server.stopping.wait()
 
 
 def drip(request: Handler, before: int) -> None:
-    """Sends a byte now and then, for ever: no single wait is long."""
+    """Send one byte every 50 ms, so that no single read times out."""
     request.reply(200, b"", Content_Length="1000000")
     while not request.server.stopping.wait(0.05):
         request.wfile.write(b"\xff")
 
 
 def http_date(in_s: float) -> str:
+    """Return the HTTP date `in_s` seconds from now."""
     return formatdate(time.time() + in_s, usegmt=True)

@@ -220,7 +220,7 @@ def test_mask_says_how_sure_it_is_in_words(tmp_path: Path) -> None:
     before, after, mask = (str(tmp_path / name) for name in ("before.png", "after.png", "mask.png"))
     edited = here("mask", before, after, "--output", mask)
     assert re.search(
-        r"local edit over 1\d\.\d% of the picture, in 1 part; \w+ confidence \(0\.\d\d\)", edited.output
+        r"local edit over 1\d\.\d% of the image, in 1 part; \w+ confidence \(0\.\d\d\)", edited.output
     )
     assert re.search(r"aligned by \w+ with \d+ inliers, .* px off.*; high confidence \(", edited.output)
     same = here("mask", before, before, "--output", mask)

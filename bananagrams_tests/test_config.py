@@ -21,7 +21,7 @@ def test_demo_has_four_train_shards_one_dev_one_test() -> None:
     assert keys == ["train-00000", "train-00001", "train-00002", "train-00003", "dev-00000", "test-00000"]
 
 
-def test_pico_banana_has_about_a_thousand_pairs_a_shard() -> None:
+def test_pico_banana_has_about_a_thousand_pairs_per_shard() -> None:
     profile = load_profile("pico-banana").profile
     for split in profile.splits.by_name().values():
         assert 900 <= 257_730 * split.ratio / split.shards <= 1100
@@ -57,7 +57,7 @@ def test_pico_banana_has_about_a_thousand_pairs_a_shard() -> None:
         ({"mask": 3}, "mask: 3 is not allowed"),
     ],
 )
-def test_a_wrong_setting_is_refused_with_its_path_and_what_is_allowed(
+def test_an_invalid_setting_is_rejected_with_its_path_and_the_allowed_values(
     override: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -65,32 +65,34 @@ def test_a_wrong_setting_is_refused_with_its_path_and_what_is_allowed(
     assert message in str(caught.value)
 
 
-def test_every_fault_is_named_at_once() -> None:
+def test_all_invalid_settings_are_named_in_one_error() -> None:
     with pytest.raises(ConfigError, match=r"mask\.open_px.*train\.epochs"):
         load_profile("demo", {"mask.open_px": 2, "train.epochs": 0})
 
 
-def test_a_profile_that_does_not_exist_names_the_bundled_ones() -> None:
+def test_an_unknown_profile_names_the_bundled_ones() -> None:
     with pytest.raises(ConfigError, match=r"'nope' does not exist.*demo, pico-banana"):
         load_profile("nope")
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "mask: [unclosed", "just words"])
-def test_a_file_that_is_not_a_mapping_is_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_rejected_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
         load_profile(str(path))
 
 
-def test_an_empty_section_that_is_unknown_is_refused_too(tmp_path: Path) -> None:
+def test_an_unknown_empty_section_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("masks: {}\nmask: {}\n")
     with pytest.raises(ConfigError, match=r"masks: unknown key; did you mean 'mask'"):
         load_profile(str(path))
 
 
-def test_later_layers_win_and_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_layers_override_earlier_ones_and_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("mask: {blur_kernel_px: 5, open_px: 3, close_px: 9}\n")
     monkeypatch.setenv("BANANAGRAMS_SET", "mask.open_px=5\nmask.close_px=11")
@@ -105,13 +107,13 @@ def test_later_layers_win_and_are_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert "mask.border_px" not in loaded.sources
 
 
-def test_how_the_work_is_done_changes_no_digest_but_its_result_does() -> None:
+def test_operational_settings_do_not_change_a_digest() -> None:
     profile = Profile()
     assert load_profile("demo", {"fetch.concurrency": 2}).profile.fetch.digest() == profile.fetch.digest()
     assert load_profile("demo", {"fetch.max_bytes": 4096}).profile.fetch.digest() != profile.fetch.digest()
 
 
-def test_settings_given_as_text_are_yaml() -> None:
+def test_settings_in_text_form_are_yaml() -> None:
     assert parse_setting("source.edit_types=[a, b]") == ("source.edit_types", ["a", "b"])
     assert parse_setting("fetch.largest_side_px=null") == ("fetch.largest_side_px", None)
     with pytest.raises(ConfigError, match="expected KEY=VALUE"):
@@ -126,7 +128,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(list(Profile.model_fields)) | st.text(), json_values, max_size=3))
-def test_no_content_ends_in_anything_but_a_profile_or_a_config_error(content: dict[str, Any]) -> None:
+def test_any_content_gives_a_profile_or_a_config_error(content: dict[str, Any]) -> None:
     try:
         profile = validate(content)
     except ConfigError:
@@ -134,11 +136,11 @@ def test_no_content_ends_in_anything_but_a_profile_or_a_config_error(content: di
     assert profile.shard_keys()
 
 
-def test_a_dumped_profile_reads_back_the_same() -> None:
+def test_a_dumped_profile_loads_unchanged() -> None:
     profile = load_profile("demo").profile
     assert validate(profile.model_dump(mode="json")) == profile
 
 
 @given(st.dictionaries(st.text(), json_values))
-def test_digests_do_not_depend_on_order(content: dict[str, Any]) -> None:
+def test_digests_do_not_depend_on_the_order_of_keys(content: dict[str, Any]) -> None:
     assert digest_of(content) == digest_of(dict(reversed(content.items())))

@@ -1,4 +1,4 @@
-"""The main job end to end with a short training: dataset, model, registry, lineage, and their use."""
+"""The demo end to end with a short training: dataset, model, registry, lineage and predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from .conftest import OURS
 
-# 480 pairs: a model that learned from fewer does not beat the trivial masks, and is no champion.
+# A model trained on fewer than 480 pairs does not beat the trivial baselines and is not promoted.
 SHORT = [
     *("--set", "source.sample.pairs=480"),
     *("--set", "train.max_steps=150", "--set", "train.evaluate_every_steps=50"),
@@ -24,33 +24,34 @@ SHORT = [
 
 @dataclass
 class Demo:
-    """A finished demo: its folder, what it printed, and how to run a command beside it."""
+    """A finished demo: its DAGSTER_HOME and its output."""
 
     home: Path
     output: str
 
     def command(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run another command with the same DAGSTER_HOME."""
         return run(self.home, *arguments, **variables)
 
 
 def run(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment = {name: value for name, value in os.environ.items() if name not in OURS}
     return subprocess.run(
         [sys.executable, "-m", "bananagrams_assets.cli", *arguments],
         capture_output=True, text=True, check=False, timeout=900,
-        env={**clean, "DAGSTER_HOME": str(home), **variables},
+        env={**environment, "DAGSTER_HOME": str(home), **variables},
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     home = tmp_path_factory.mktemp("demo")
-    done = run(home, "demo", *SHORT)
-    assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-6000:])
-    return Demo(home, done.stdout)
+    process = run(home, "demo", *SHORT)
+    assert process.returncode == 0, (process.stdout[-3000:], process.stderr[-6000:])
+    return Demo(home, process.stdout)
 
 
-def test_it_says_where_everything_is_and_how_good_the_model_is(demo: Demo) -> None:
+def test_the_output_lists_locations_and_the_score_of_the_model(demo: Demo) -> None:
     for part in (
         "shards/train",
         "index.html",
@@ -63,18 +64,18 @@ def test_it_says_where_everything_is_and_how_good_the_model_is(demo: Demo) -> No
     assert (demo.home / "store" / "overlays" / "train-00000" / "index.html").is_file()
 
 
-def test_loss_and_dev_iou_arrive_while_it_trains(demo: Demo) -> None:
+def test_training_logs_loss_and_dev_iou(demo: Demo) -> None:
     lines = [line for line in demo.output.splitlines() if line.startswith("step ")]
     assert any("loss" in line and "dev mean IoU" in line for line in lines)
 
 
-def test_a_second_demo_finds_everything_up_to_date(demo: Demo) -> None:
+def test_a_second_demo_is_up_to_date(demo: Demo) -> None:
     again = demo.command("demo", *SHORT)
     assert again.returncode == 0
     assert again.stdout.count("everything is up to date") == 2
 
 
-def test_a_changed_setting_rebuilds_what_reads_it_and_nothing_else(demo: Demo) -> None:
+def test_a_changed_setting_rebuilds_only_the_stages_that_use_it(demo: Demo) -> None:
     store = demo.home / "store"
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*.tar")}
     changed = demo.command("build", *SHORT, "--set", "mask.open_px=3")
@@ -85,7 +86,7 @@ def test_a_changed_setting_rebuilds_what_reads_it_and_nothing_else(demo: Demo) -
     assert demo.command("build", *SHORT).returncode == 0
 
 
-def test_the_dagster_instance_holds_the_lineage(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dagster_instance_has_the_lineage(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     import dagster as dg
 
     monkeypatch.setenv("DAGSTER_HOME", str(demo.home))
@@ -106,15 +107,15 @@ def test_the_dagster_instance_holds_the_lineage(demo: Demo, monkeypatch: pytest.
         assert any("dev mean IoU" in message for message in logged)
 
 
-def test_the_registry_serves_the_champion_to_another_process(demo: Demo, tmp_path: Path) -> None:
+def test_another_process_loads_the_champion_from_the_registry(demo: Demo, tmp_path: Path) -> None:
     program = f"""
 import io, mlflow, numpy as np, pandas as pd
 from PIL import Image
 mlflow.set_tracking_uri("sqlite:///{demo.home}/store/mlflow.db")
 model = mlflow.pyfunc.load_model("models:/bananagrams-mask@champion")
-picture = io.BytesIO()
-Image.fromarray(np.random.default_rng(0).integers(0, 255, (75, 130, 3), dtype=np.uint8)).save(picture, "PNG")
-table = pd.DataFrame({{"image": [picture.getvalue()], "instruction": ["Write HELLO in the top left"]}})
+image = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 255, (75, 130, 3), dtype=np.uint8)).save(image, "PNG")
+table = pd.DataFrame({{"image": [image.getvalue()], "instruction": ["Write HELLO in the top left"]}})
 mask = Image.open(io.BytesIO(model.predict(table)["mask"][0]))
 print(mask.size, mask.mode)
 """
@@ -129,7 +130,7 @@ print(mask.size, mask.mode)
     assert done.stdout.strip().endswith("(130, 75) L"), done.stderr[-3000:]
 
 
-def test_predict_writes_a_mask_of_the_photographs_size(demo: Demo, tmp_path: Path) -> None:
+def test_predict_writes_a_mask_of_the_size_of_the_photo(demo: Demo, tmp_path: Path) -> None:
     photo = next((demo.home).glob("sample-*/photos/*.jpg"))
     done = demo.command(
         "predict", str(photo), "Turn the left half blue", "--output", str(tmp_path / "mask.png"),
@@ -141,19 +142,21 @@ def test_predict_writes_a_mask_of_the_photographs_size(demo: Demo, tmp_path: Pat
     assert set(np.unique(np.asarray(mask))) <= {0, 255}
 
 
-def test_evaluate_prints_metrics_beside_the_baselines(demo: Demo) -> None:
+def test_evaluate_prints_metrics_and_baselines(demo: Demo) -> None:
     done = demo.command("evaluate", "--split", "test", *SHORT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "baselines.full" in done.stdout
     assert "mean_iou" in done.stdout
 
 
-def test_pretrained_weights_with_no_network_name_the_three_choices(demo: Demo, tmp_path: Path) -> None:
-    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+def test_pretrained_weights_without_a_network_name_the_three_choices(demo: Demo, tmp_path: Path) -> None:
+    dead_proxy = dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    )
     done = demo.command(
         "train", "--rebuild", *SHORT, "--set", "model.image_encoder=resnet18",
         "--set", "model.image_weights=pretrained",
-        TORCH_HOME=str(tmp_path), HF_HOME=str(tmp_path), **nowhere,
+        TORCH_HOME=str(tmp_path), HF_HOME=str(tmp_path), **dead_proxy,
     )  # fmt: skip
     assert done.returncode == 1
     error = next(line for line in done.stderr.splitlines() if line.startswith("Error: "))
@@ -162,9 +165,9 @@ def test_pretrained_weights_with_no_network_name_the_three_choices(demo: Demo, t
     assert "file" in error
 
 
-def test_a_model_that_reads_nothing_is_refused_and_the_champion_stays(demo: Demo) -> None:
-    wordless = ("--set", "train.augment.drop_words=1", "--set", "train.max_steps=20")
-    done = demo.command("train", *SHORT, *wordless)
+def test_a_text_blind_model_is_rejected_and_the_champion_stays(demo: Demo) -> None:
+    text_blind = ("--set", "train.augment.drop_words=1", "--set", "train.max_steps=20")
+    done = demo.command("train", *SHORT, *text_blind)
     assert done.returncode == 1
     error = next(line for line in done.stderr.splitlines() if line.startswith("Error: "))
     assert "refused by asset checks" in error

@@ -1,4 +1,4 @@
-"""Builds from a server, as commands: what failed and may pass is fetched by the next one that is asked to."""
+"""Builds from a local server through the command line: retrying failures and cancelling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from bananagrams_assets.fetching.spool import images_in
 from bananagrams_assets.vision.images import encode_jpeg
 
-from .photos import edited, photograph, png, record, write_manifest
+from .photos import edited, make_photo, png, record, write_manifest
 from .servers import Server, body, serving, stalled, status
 
 ONE_SHARD = ["train={ratio: 1.0, shards: 1}", "dev={ratio: 0.0, shards: 1}", "test={ratio: 0.0, shards: 1}"]
@@ -32,7 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def arguments(server: Server, folder: Path) -> list[str]:
     records = []
     for number in range(6):
-        photo = photograph(number)
+        photo = make_photo(number)
         server.answers[f"/{number}.jpg"] = body(encode_jpeg(photo, 95))
         server.answers[f"/nb/{number}.png"] = body(png(edited(photo)))
         url = f"{server.url}/{number}.jpg"
@@ -45,62 +45,62 @@ def arguments(server: Server, folder: Path) -> list[str]:
     return ["--manifest", str(write_manifest(folder, records)), "--store", str(folder / "store"), *sets]
 
 
-def started(*words: str) -> subprocess.Popen[str]:
+def start(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bananagrams_assets.cli", *words], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, env=dict(os.environ), start_new_session=True,
     )  # fmt: skip
 
 
-def done(*words: str) -> str:
-    process = started(*words)
+def run(*words: str) -> str:
+    process = start(*words)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     return out
 
 
 @pytest.mark.slow
-def test_status_tells_what_to_retry_and_a_build_retries_it(server: Server, tmp_path: Path) -> None:
+def test_status_lists_retryable_failures_and_a_build_retries_them(server: Server, tmp_path: Path) -> None:
     chosen = arguments(server, tmp_path)
     good = server.answers["/1.jpg"]
     server.answers.update({"/1.jpg": status(500), "/2.jpg": status(404)})
-    done("build", *chosen)
-    out = done("status", *chosen[2:])
+    run("build", *chosen)
+    out = run("status", *chosen[2:])
     assert "input: HTTP 500" in out
-    assert "1 failures may pass: bananagrams build --retry-failed" in out
+    assert "1 failures can be retried: bananagrams build --retry-failed" in out
     assert "time left: none" in out
     server.answers["/1.jpg"] = good
-    server.asked.clear()
-    assert "everything is up to date" in done("build", *chosen)
-    assert not server.asked
-    done("build", "--retry-failed", *chosen)
-    assert {path for path in server.asked if path.endswith(".jpg")} == {"/1.jpg"}
+    server.requests.clear()
+    assert "everything is up to date" in run("build", *chosen)
+    assert not server.requests
+    run("build", "--retry-failed", *chosen)
+    assert {path for path in server.requests if path.endswith(".jpg")} == {"/1.jpg"}
     samples = pd.read_parquet(tmp_path / "store/shards/train/train-00000.parquet")
     assert (samples.status == "written").sum() == 5
-    assert "everything is up to date" in done("build", "--retry-failed", *chosen)
+    assert "everything is up to date" in run("build", "--retry-failed", *chosen)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_cancelled_build_ends_with_all_its_processes(
+def test_a_cancelled_build_ends_all_its_processes(
     server: Server, tmp_path: Path, signum: signal.Signals
 ) -> None:
-    patient = ["--set", "fetch.timeout_s=3600", "--set", "fetch.deadline_s=3600"]
-    chosen = [*arguments(server, tmp_path), *patient]
+    long_timeouts = ["--set", "fetch.timeout_s=3600", "--set", "fetch.deadline_s=3600"]
+    chosen = [*arguments(server, tmp_path), *long_timeouts]
     server.answers["/5.jpg"] = stalled
-    process = started("build", *chosen)
+    process = start("build", *chosen)
     spool = Path(os.environ["DAGSTER_HOME"]) / "spool"
-    while not server.asked["/5.jpg"] or sum(map(len, map(images_in, spool.glob("*/")))) < 11:
+    while not server.requests["/5.jpg"] or sum(map(len, map(images_in, spool.glob("*/")))) < 11:
         time.sleep(0.05)
         assert process.poll() is None
     if signum == signal.SIGINT:
         os.killpg(process.pid, signum)  # as a terminal does
     else:
         process.send_signal(signum)
-    # The pipe is at its end when the last process that holds it is; the picture never comes.
+    # The pipe closes when the last process that holds it ends. The image never arrives.
     process.communicate(timeout=120)
     assert process.returncode != 0
     server.answers["/5.jpg"] = server.answers["/4.jpg"]
-    server.asked.clear()
-    done("build", *chosen)
-    assert {path for path, times in server.asked.items() if times} <= {"/5.jpg"}
+    server.requests.clear()
+    run("build", *chosen)
+    assert {path for path, times in server.requests.items() if times} <= {"/5.jpg"}

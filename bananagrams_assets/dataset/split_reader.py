@@ -1,12 +1,12 @@
-"""The samples of a split, read at random from its tars on either store.
+"""Random access to the samples of a split, from a local store or S3.
 
-The tables beside the tars say where each part of a sample lies, so that a part is one `pread`, and what a
-reader filters by, so that choosing samples reads none of them. Training reads every sample of a split many
-times and in random order: from S3 each tar is therefore fetched once, in one sequential read, compared with
-its SHA-256 and kept under DAGSTER_HOME for every later epoch, run and process of this machine. Ranged reads
-of the bucket would cost a round trip a sample in each epoch, and would leave the GPU waiting for them.
+The table beside each tar holds the offsets of all parts, so that reading a part is one `pread`, and the
+columns for filtering, so that filtering reads no sample. Training reads every sample of a split many times
+and in random order. Each tar on S3 is therefore downloaded once, in one sequential read, verified by its
+SHA-256 and cached under DAGSTER_HOME for all later epochs, runs and processes of this machine. Ranged reads
+from the bucket would cost one round trip per sample and epoch, during which the GPU would idle.
 
-Each part is compared with its SHA-256 as it is read: a damaged byte is an error with the sample's name.
+Each part is verified by its SHA-256 when it is read; an error names the damaged sample.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy.typing as npt
 from ..config import digest_of
 from ..errors import BananagramsError
 from ..profiles import home_folder
-from ..stages.shards import PARTS
 from ..storage import paths
 from ..storage.local import LocalStore
+from ..storage.sample_tar import SAMPLE_PARTS
 from ..storage.store import MissingObject, Store
 
 CLASSES = ("edit_type", "category", "scope", "verdict")
@@ -38,16 +38,16 @@ _COLUMNS = ("key", *CLASSES, "area", "confidence", "offset", "part_bytes", "sha2
 
 
 class DatasetError(BananagramsError, RuntimeError):
-    """A dataset that cannot be read; the message names the split, or shard and sample, and what to do."""
+    """An unreadable dataset; the message names the split, or shard and sample, and what to do."""
 
 
 @dataclass(frozen=True)
-class ShardRows:
-    """A shard's samples as its table tells of them, a row each, in the order of the tar.
+class SampleTable:
+    """The samples of one or more shards: one row per sample, in the order of the tars.
 
-    `keys` and each of `classes` (by column): str objects (N,); `area`, `confidence`: float64 (N,), 0..1;
-    `offsets` in the tar and `sizes`, in bytes: int64 (N, 5), a column for each of PARTS, as in `digests`, the
-    SHA-256 of each, bytes (N, 5, 32) as uint8.
+    `keys` and each column of `classes`: str objects (N,); `area`, `confidence`: float64 (N,), 0..1;
+    `offsets` in the tar and `sizes`, in bytes: int64 (N, 5), one column per part of SAMPLE_PARTS;
+    `digests`: the SHA-256 of each part, uint8 (N, 5, 32).
     """
 
     keys: npt.NDArray[Any]
@@ -58,7 +58,7 @@ class ShardRows:
     sizes: npt.NDArray[np.int64]
     digests: npt.NDArray[np.uint8]
 
-    def chosen(
+    def select(
         self,
         min_confidence: float = 0.0,
         edit_types: Collection[str] = (),
@@ -66,20 +66,20 @@ class ShardRows:
         scopes: Collection[str] = (),
         verdicts: Collection[str] = (),
     ) -> npt.NDArray[np.int64]:
-        """Numbers of the rows that pass every filter; an empty one lets all pass."""
+        """Return the indices of the rows that pass every filter; an empty filter passes all."""
         kept = self.confidence >= min_confidence
-        for column, wanted in zip(CLASSES, (edit_types, categories, scopes, verdicts), strict=True):
-            if wanted:
-                kept &= np.isin(self.classes[column], list(wanted))
+        for column, values in zip(CLASSES, (edit_types, categories, scopes, verdicts), strict=True):
+            if values:
+                kept &= np.isin(self.classes[column], list(values))
         return np.flatnonzero(kept)
 
-    def is_whole(self, row: int, part: str, data: bytes) -> bool:
-        """Whether these are the bytes that were written as a part of a row."""
-        return bool(hashlib.sha256(data).digest() == self.digests[row, PARTS.index(part)].tobytes())
+    def matches_digest(self, row: int, part: str, data: bytes) -> bool:
+        """Check `data` against the SHA-256 of a row's part."""
+        return bool(hashlib.sha256(data).digest() == self.digests[row, SAMPLE_PARTS.index(part)].tobytes())
 
 
 def read_index(store: Store, split: str) -> dict[str, Any]:
-    """`index/<split>.json`. Raises DatasetError where there is none."""
+    """Read `index/<split>.json`. Raises DatasetError if it does not exist."""
     name = paths.index_json(split)
     try:
         index: dict[str, Any] = json.loads(store.read(name))
@@ -91,8 +91,8 @@ def read_index(store: Store, split: str) -> dict[str, Any]:
     return index
 
 
-def read_rows(store: Store, shard: dict[str, Any]) -> ShardRows:
-    """The rows of a shard of an index. Raises DatasetError where table and index disagree."""
+def read_sample_table(store: Store, shard: dict[str, Any]) -> SampleTable:
+    """Read the table of a shard listed in an index. Raises DatasetError if table and index disagree."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -101,127 +101,130 @@ def read_rows(store: Store, shard: dict[str, Any]) -> ShardRows:
         with store.local_path(name) as path:
             table = pq.read_table(path, columns=[*_COLUMNS], filters=[("status", "=", "written")])
     except MissingObject as error:
-        raise DatasetError(f"{error}; build the shard again") from None
+        raise DatasetError(f"{error}; rebuild the shard") from None
     except (pa.ArrowException, KeyError) as error:
         raise DatasetError(
-            f"{store.describe(name)}: does not say where samples lie; build the shard again ({error})"
+            f"{store.describe(name)}: sample offsets are missing; rebuild the shard ({error})"
         ) from error
     if table.num_rows != shard["samples"]:
         raise DatasetError(
-            f"{store.describe(shard['name'])}: holds {table.num_rows} samples where its index says "
-            f"{shard['samples']}; rebuild the index of split {paths.split_of(shard['shard'])!r}"
+            f"{store.describe(shard['name'])}: has {table.num_rows} samples, but "
+            f"{shard['samples']} according to its index; rebuild the index of split "
+            f"{paths.split_of(shard['shard'])!r}"
         )
-    sizes = _flat(table.column("part_bytes")).to_numpy().reshape(-1, len(PARTS))
-    digests = bytes.fromhex("".join(_flat(table.column("sha256")).to_pylist()))
-    return ShardRows(
+    sizes = _flattened(table.column("part_bytes")).to_numpy().reshape(-1, len(SAMPLE_PARTS))
+    digests = bytes.fromhex("".join(_flattened(table.column("sha256")).to_pylist()))
+    return SampleTable(
         _strings(table.column("key")),
         {column: _strings(table.column(column)) for column in CLASSES},
         table.column("area").to_numpy(),
         table.column("confidence").to_numpy(),
-        _offsets(table.column("offset").to_numpy(), sizes),
+        _part_offsets(table.column("offset").to_numpy(), sizes),
         sizes,
-        np.frombuffer(digests, np.uint8).reshape(-1, len(PARTS), 32),
+        np.frombuffer(digests, np.uint8).reshape(-1, len(SAMPLE_PARTS), 32),
     )
 
 
-def damaged(place: str, key: str, part: str) -> DatasetError:
-    """The error for a part that is not what was written."""
+def damaged_part_error(tar: str, key: str, part: str) -> DatasetError:
+    """Return the error for a part whose bytes do not match its digest."""
     return DatasetError(
-        f"{place}, sample {key}: {part} is damaged: its SHA-256 is not that of what was written; "
-        "build the shard again"
+        f"{tar}, sample {key}: {part} is damaged: its SHA-256 does not match its table; rebuild the shard"
     )
 
 
-class SplitParts:
-    """The parts of a split's samples; open with `open_parts`. `digest` is of the shards' contents."""
+class SplitReader:
+    """Reads parts of a split's samples; open with `open_split_reader`.
 
-    def __init__(self, name: str, digest: str, tars: list[str], rows: ShardRows, shard_of: Any) -> None:
+    `digest` identifies the contents of the shards. `tar_of` is the index into `tars` of each row of `table`.
+    """
+
+    def __init__(self, name: str, digest: str, tars: list[str], table: SampleTable, tar_of: Any) -> None:
         self.name = name
         self.digest = digest
-        self.rows = rows
+        self.table = table
         self._tars = tars
-        self._shard_of = shard_of
+        self._tar_of = tar_of
         self._files: dict[tuple[int, int], int] = {}
 
     def read(self, row: int, part: str) -> bytes:
-        """One of PARTS of a row. Raises DatasetError, which names tar and sample, for a damaged one."""
-        column, tar = PARTS.index(part), int(self._shard_of[row])
-        mine = os.getpid(), tar  # loader processes open their own files
-        if mine not in self._files:
-            self._files[mine] = os.open(self._tars[tar], os.O_RDONLY)
-        size, offset = int(self.rows.sizes[row, column]), int(self.rows.offsets[row, column])
-        data = os.pread(self._files[mine], size, offset)
-        if not self.rows.is_whole(row, part, data):
-            raise damaged(self._tars[tar], self.rows.keys[row], part)
+        """Read one of SAMPLE_PARTS of a row. Raises DatasetError if it is damaged."""
+        column, tar = SAMPLE_PARTS.index(part), int(self._tar_of[row])
+        owner = os.getpid(), tar  # loader processes open their own files
+        if owner not in self._files:
+            self._files[owner] = os.open(self._tars[tar], os.O_RDONLY)
+        size, offset = int(self.table.sizes[row, column]), int(self.table.offsets[row, column])
+        data = os.pread(self._files[owner], size, offset)
+        if not self.table.matches_digest(row, part, data):
+            raise damaged_part_error(self._tars[tar], self.table.keys[row], part)
         return data
 
-    def where(self, row: int) -> str:
-        """Tar and sample of a row, for messages."""
-        return f"{self._tars[int(self._shard_of[row])]}, sample {self.rows.keys[row]}"
+    def location(self, row: int) -> str:
+        """Return tar and sample of a row, for messages."""
+        return f"{self._tars[int(self._tar_of[row])]}, sample {self.table.keys[row]}"
 
     def close(self) -> None:
         """Close the files that this process opened."""
-        for mine in [mine for mine in self._files if mine[0] == os.getpid()]:
-            os.close(self._files.pop(mine))
+        for owner in [owner for owner in self._files if owner[0] == os.getpid()]:
+            os.close(self._files.pop(owner))
 
 
 @contextmanager
-def open_parts(store: Store, split: str) -> Iterator[SplitParts]:
-    """A split, its tars at hand on this machine.
+def open_split_reader(store: Store, split: str) -> Iterator[SplitReader]:
+    """Open a split for reading; its tars are on this machine while the block runs.
 
-    Raises DatasetError where there is no index, a shard is not what the index says, or no sample is left.
+    Raises DatasetError if there is no index, a shard does not match the index, or the split has no samples.
     """
     index = read_index(store, split)
     shards = [shard for shard in index["shards"] if shard["samples"]]
     if not shards:
         raise DatasetError(
-            f"split {split!r} holds no samples: its photographs all fell into other splits, or all its "
-            f"pairs were rejected; see the tables beside its shards, or change splits.{split}.ratio"
+            f"split {split!r} holds no samples: no photo was assigned to it, or all its pairs were rejected; "
+            f"see the tables beside its shards, or change splits.{split}.ratio"
         )
-    found = [read_rows(store, shard) for shard in shards]
-    shard_of = np.repeat(np.arange(len(shards)), [len(rows.keys) for rows in found])
-    tars = [str(_at_hand(store, shard)) for shard in shards]
-    parts = SplitParts(split, digest_of_index(index), tars, _joined(found), shard_of)
+    tables = [read_sample_table(store, shard) for shard in shards]
+    tar_of = np.repeat(np.arange(len(shards)), [len(table.keys) for table in tables])
+    tars = [str(_local_tar(store, shard)) for shard in shards]
+    reader = SplitReader(split, digest_of_index(index), tars, _concatenated(tables), tar_of)
     try:
-        yield parts
+        yield reader
     finally:
-        parts.close()
+        reader.close()
 
 
 def digest_of_index(index: dict[str, Any]) -> str:
-    """16 hex digits over the contents of a split's shards."""
+    """Return 16 hex digits over the contents of a split's shards."""
     return digest_of([[shard["name"], shard["sha256"]] for shard in index["shards"]])
 
 
-def _at_hand(store: Store, shard: dict[str, Any]) -> Path:
-    """A file of this machine that holds the shard, of the length that the index says."""
+def _local_tar(store: Store, shard: dict[str, Any]) -> Path:
+    """Return the shard's tar on this machine, downloaded if needed. Raises DatasetError."""
     if isinstance(store, LocalStore):
         with store.local_path(shard["name"]) as path:
             if path.stat().st_size != shard["bytes"]:
                 raise DatasetError(
-                    f"{path}: has {path.stat().st_size} bytes where its index says {shard['bytes']}; rebuild "
-                    f"the index of split {paths.split_of(shard['shard'])!r}, or the shard"
+                    f"{path}: has {path.stat().st_size} bytes, but {shard['bytes']} according to its index; "
+                    f"rebuild the index of split {paths.split_of(shard['shard'])!r}, or the shard"
                 )
             return path
     folder = home_folder() / "cache" / digest_of(store.url)
     path = folder / f"{shard['shard']}-{shard['sha256'][:16]}.tar"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Of several processes that want a shard, as the ranks of a training do, one fetches it.
+        # One of several processes, such as the ranks of a training run, downloads the shard.
         with (folder / f"{shard['shard']}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                _fetch(store, shard, path)
+                _download(store, shard, path)
     except OSError as error:
         raise DatasetError(
-            f"{path}: a copy of {store.describe(shard['name'])} cannot be kept: {error.strerror or error}; "
-            "copies of shards lie under DAGSTER_HOME"
+            f"{path}: cannot store a copy of {store.describe(shard['name'])}: {error.strerror or error}; "
+            "DAGSTER_HOME sets the folder of such copies"
         ) from error
     return path
 
 
-def _fetch(store: Store, shard: dict[str, Any], path: Path) -> None:
-    """Copy a shard, compare it with the index, and remove copies of what it was before."""
+def _download(store: Store, shard: dict[str, Any], path: Path) -> None:
+    """Copy a shard to `path`, verify its digest, and remove copies of earlier versions of the shard."""
     partial, digest = path.with_name(f"{shard['shard']}.part"), hashlib.sha256()
     with store.open(shard["name"]) as source, partial.open("wb") as target:
         while block := source.read(2**20):
@@ -230,37 +233,37 @@ def _fetch(store: Store, shard: dict[str, Any], path: Path) -> None:
     if digest.hexdigest() != shard["sha256"]:
         partial.unlink()
         raise DatasetError(
-            f"{store.describe(shard['name'])}: its SHA-256 is not that of its index: it is damaged or was "
-            f"built again; build the shard, or the index of split {paths.split_of(shard['shard'])!r}, again"
+            f"{store.describe(shard['name'])}: its SHA-256 is not that of its index: it was damaged or "
+            f"rebuilt; rebuild the shard, or the index of split {paths.split_of(shard['shard'])!r}"
         )
     for earlier in path.parent.glob(f"{shard['shard']}-*.tar"):
         earlier.unlink()
     partial.replace(path)
 
 
-def _joined(found: list[ShardRows]) -> ShardRows:
+def _concatenated(tables: list[SampleTable]) -> SampleTable:
     names = ("keys", "area", "confidence", "offsets", "sizes", "digests")
     columns: dict[str, Any] = {
-        name: np.concatenate([getattr(rows, name) for rows in found]) for name in names
+        name: np.concatenate([getattr(table, name) for table in tables]) for name in names
     }
-    classes = {name: np.concatenate([rows.classes[name] for rows in found]) for name in CLASSES}
-    return ShardRows(classes=classes, **columns)
+    classes = {name: np.concatenate([table.classes[name] for table in tables]) for name in CLASSES}
+    return SampleTable(classes=classes, **columns)
 
 
-def _offsets(first: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where the parts (N, 5) of samples lie whose first headers lie at `first` (N,).
+def _part_offsets(first: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the content offsets (N, 5) of the parts of samples whose first headers are at `first` (N,).
 
-    A header is a block of 512 bytes, and contents are filled up to whole blocks (POSIX.1-1988, ustar).
+    A header is one block of 512 bytes, and contents are padded to whole blocks (POSIX.1-1988, ustar).
     """
     block = tarfile.BLOCKSIZE
-    taken = block + -(-sizes // block) * block
-    return first[:, None] + np.cumsum(taken, axis=1) - taken + block
+    occupied = block + -(-sizes // block) * block
+    return first[:, None] + np.cumsum(occupied, axis=1) - occupied + block
 
 
-def _flat(column: Any) -> Any:
+def _flattened(column: Any) -> Any:
     return column.combine_chunks().flatten()
 
 
 def _strings(column: Any) -> npt.NDArray[Any]:
-    """A column of strings as objects, equal ones being one object."""
+    """Convert a column of strings to str objects; equal strings share one object."""
     return np.asarray(column.fill_null("").to_pandas(deduplicate_objects=True).to_numpy(object))

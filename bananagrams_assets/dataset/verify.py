@@ -1,9 +1,8 @@
-"""Read a dataset back and say what is wrong with it."""
+"""Verify a dataset: read all of its files and report every fault."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import sqlite3
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..progress import Log
-from ..stages.shards import PARTS
 from ..storage import paths
 from ..storage.digests import digest_like
 from ..storage.local import LocalStore
-from ..storage.sample_tar import SampleError, read_folder, split_name
+from ..storage.sample_tar import SAMPLE_PARTS, SampleError, read_folder, split_name
 from ..storage.store import MissingObject, Store, StoreError
 from ..storage.tables import read_table
+from .shard_checks import first_line, sample_faults
 
 SPLITS = ("train", "dev", "test")
 _BLOCK = 512
@@ -30,16 +29,8 @@ _READ = 2**20
 
 
 @dataclass(frozen=True)
-class ReadBack:
-    """Samples that a shard holds, and each fault found, with the sample's key."""
-
-    samples: int
-    faults: list[str]
-
-
-@dataclass(frozen=True)
 class Fault:
-    """Something broken: in which file, in which sample and bytes of it where that can be told."""
+    """A fault in the file or folder `place`, if known with the sample's key and its bytes, first to last."""
 
     place: str
     what: str
@@ -49,13 +40,13 @@ class Fault:
 
     def __str__(self) -> str:
         sample = f" sample {self.key}:" if self.key else ""
-        where = "" if self.first is None else f" bytes {self.first}-{self.last}:"
-        return f"{self.place}:{sample}{where} {self.what}"
+        span = "" if self.first is None else f" bytes {self.first}-{self.last}:"
+        return f"{self.place}:{sample}{span} {self.what}"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What was read, and what is wrong with it."""
+class VerifyReport:
+    """Numbers of shards, samples and bytes read, and the faults."""
 
     shards: int
     samples: int
@@ -64,8 +55,8 @@ class Verdict:
 
 
 @dataclass
-class _Shard:
-    """What one tar or folder turned out to hold."""
+class _ShardReport:
+    """Contents and faults of one tar, or of a folder of extracted samples."""
 
     name: str
     place: str
@@ -76,94 +67,73 @@ class _Shard:
     sha256: str = ""
 
     def add(self, what: str, key: str = "", first: int | None = None, end: int = 0) -> None:
-        """Note a fault, of the bytes from `first` up to `end` where it lies in some."""
+        """Add a fault, of the bytes from `first` up to, not including, `end` if `first` is given."""
         last = None if first is None else max(first, end - 1)
         self.faults.append(Fault(self.place, what, key, first, last))
 
 
-def verify(store: Store, workers: int, log: Log) -> Verdict:
-    """Read every shard of a store, or of any folder or prefix of tars, or of a folder of extracted samples.
+def verify(store: Store, workers: int, log: Log) -> VerifyReport:
+    """Read every shard of a store, of any folder or prefix of tars, or of a folder of extracted samples.
 
-    Of each shard: the tar's structure; each sample's parts, that they decode, and that picture, mask and
-    metadata agree in size; its table's rows and digests of each part; length and SHA-256 as the receipt
-    and the split's index have them. Of the whole: no key twice, no photograph in two splits; and every
-    other file that a receipt tells of. Memory holds a sample for each of `workers` and a shard's keys.
-    Raises StoreError where there is no dataset, or the store cannot be reached.
+    Checks per shard: the structure of the tar; the parts of each sample, that they decode, and that image,
+    mask and metadata have one size; rows and digests of its table; length and SHA-256 in its receipt and in
+    the index of its split. Checks of the whole: no duplicate key, no photo in two splits, and the length and
+    SHA-256 of every other file with a receipt. Memory holds one sample per worker and the keys of a shard.
+    Raises StoreError if there is no dataset or the store cannot be reached.
     """
     names = [name for name in store.list("shards/") if name.endswith(".tar")]
     if not names:
         names = [name for name in store.list("") if name.endswith(".tar")]
     if not names and isinstance(store, LocalStore) and any(store.folder.glob("*.meta.json")):
-        return _across([_read_extracted(store)])
+        return _combined([_verify_extracted(store)])
     faults: list[Fault] = []
-    indexes, receipts = _indexes(store, faults), _receipts(store, faults)
+    indexes, receipts = _index_entries(store, faults), _receipt_files(store, faults)
     if not (names or indexes or receipts):
-        raise StoreError(f"{store.url}: no dataset is here: no tar, no index, no samples")
-    others = {**indexes, **receipts}
-    for name in names:
-        others.pop(name, None)
-    indexed = {paths.split_of(shard["shard"]) for shard in indexes.values()}
+        raise StoreError(f"{store.url}: no dataset found: no tar, no index, no samples")
+    other_files = {name: info for name, info in {**indexes, **receipts}.items() if name not in set(names)}
+    indexed_splits = {paths.split_of(shard["shard"]) for shard in indexes.values()}
     with ThreadPoolExecutor(workers) as pool:
-        reading = pool.map(lambda name: _read_shard(store, name), names)
-        comparing = pool.map(lambda name: _compare(store, name, others[name]), sorted(others))
+        reports = pool.map(lambda name: _verify_shard(store, name), names)
+        file_faults = pool.map(lambda name: _verify_file(store, name, other_files[name]), sorted(other_files))
 
-        def compared() -> Iterator[_Shard]:
-            for number, shard in enumerate(reading, start=1):
+        def compared() -> Iterator[_ShardReport]:
+            for number, shard in enumerate(reports, start=1):
                 index = indexes.get(shard.name)
-                _against(shard, receipts.get(shard.name), index)
-                if index is None and paths.split_of(Path(shard.name).stem) in indexed:
-                    shard.add("the index of its split does not have it: it is left from another build")
+                _compare_digests(shard, receipts.get(shard.name), index)
+                if index is None and paths.split_of(Path(shard.name).stem) in indexed_splits:
+                    shard.add("not in the index of its split: left over from another build")
                 log(f"[{number}/{len(names)}] {shard.name}: {len(shard.samples)} samples")
                 yield shard
 
-        verdict = _across(compared())
-        return replace(verdict, faults=[*faults, *verdict.faults, *itertools.chain(*comparing)])
+        report = _combined(compared())
+        return replace(report, faults=[*faults, *report.faults, *itertools.chain(*file_faults)])
 
 
-def photos_in_two_splits(store: Store, shards: Iterable[str]) -> dict[str, list[str]]:
-    """Source photographs whose records are in more than one split: source_id → splits."""
-    import numpy as np
-    import pyarrow.parquet as parquet
+class _HashingReader:
+    """Reads a file once, in order; counts the bytes and computes a digest of the same kind as `expected`."""
 
-    # Sixteen bytes a photograph: a dictionary of a large set's would be a tenfold of that.
-    found: dict[str, list[Any]] = {}
-    for shard in shards:
-        with store.local_path(paths.manifest_table(shard)) as path:
-            column = parquet.read_table(path, columns=["source_id"]).column("source_id").unique()
-        found.setdefault(paths.split_of(shard), []).append(np.array(column.to_pylist(), "S16"))
-    splits = {split: np.unique(np.concatenate(parts)) for split, parts in found.items()}
-    leaks: dict[str, set[str]] = {}
-    for one, other in itertools.combinations(splits, 2):
-        for source in np.intersect1d(splits[one], splits[other], assume_unique=True):
-            leaks.setdefault(source.decode(), set()).update((one, other))
-    return {source: sorted(among) for source, among in sorted(leaks.items())}
+    def __init__(self, file: IO[bytes], expected: str = "") -> None:
+        self._file, self._digest, self.position = file, digest_like(expected), 0
 
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._digest.update(data)
+        self.position += len(data)
+        return data
 
-def read_back(store: Store, name: str) -> ReadBack:
-    """Read every sample of a dataset shard through `webdataset`, as its users do.
+    def drain(self) -> None:
+        """Read to the end of the file."""
+        while self.read(_READ):
+            continue
 
-    A fault is a part that is missing or cannot be decoded, or a mask, picture and metadata that
-    disagree about the size, each with the sample's key.
-    """
-    import webdataset
-
-    faults, samples = [], 0
-    try:
-        with store.local_path(name) as path:
-            # An empty shard is a finding of its own (few_rejected), not a fault of the tar.
-            for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False):
-                samples += 1
-                faults += [f"{sample['__key__']}: {fault}" for _, fault in _faults(sample)]
-    except MissingObject as error:
-        faults.append(str(error))
-    except Exception as error:  # webdataset raises whatever tarfile does, with the URL added
-        faults.append(f"{store.describe(name)}: sample {samples + 1} cannot be read: {error}")
-    return ReadBack(samples, faults)
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A part in a tar: `header` is where it begins, `start` and `end` where its content lies."""
+    """One part in a tar; `header` and `start` are the offsets of its header and of its content."""
 
     key: str
     part: str
@@ -176,25 +146,8 @@ class _Member:
         return self.start + len(self.data)
 
 
-class _Reading:
-    """A file read once, in order, counted and hashed, as `known` was if that is given."""
-
-    def __init__(self, file: IO[bytes], known: str = "") -> None:
-        self._file, self._digest, self.position = file, digest_like(known), 0
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self._digest.update(data)
-        self.position += len(data)
-        return data
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-
-def _members(file: _Reading, shard: _Shard) -> Iterator[_Member]:
-    """The members of a tar; behind what is broken it goes on at the next block that is a header."""
+def _members(file: _HashingReader, shard: _ShardReport) -> Iterator[_Member]:
+    """Yield the members of a tar; after a damaged header, continue at the next block that is a header."""
     lost = False
     empty = 0
     while block := file.read(_BLOCK):
@@ -206,7 +159,7 @@ def _members(file: _Reading, shard: _Shard) -> Iterator[_Member]:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             if not lost:
-                shard.add(f"no tar header: {error}", first=header, end=file.position)
+                shard.add(f"invalid tar header: {error}", first=header, end=file.position)
             lost, empty = True, 0
             continue
         if empty:
@@ -220,39 +173,40 @@ def _members(file: _Reading, shard: _Shard) -> Iterator[_Member]:
             shard.add(str(error), first=header, end=start)
             continue
         if start + info.size + -info.size % _BLOCK > file.position:
-            shard.add(f"{part}: the file ends within it", key, header, file.position)
+            shard.add(f"{part}: truncated by the end of the file", key, header, file.position)
             return
         if padding.strip(b"\0"):
-            shard.add(f"{part}: its padding is not empty", key, start + info.size, file.position)
+            shard.add(f"{part}: nonzero padding", key, start + info.size, file.position)
         yield _Member(key, part, data, header, start)
     if empty < 2:
-        shard.add("the end of the tar is missing", first=file.position, end=file.position)
+        shard.add("the end-of-archive blocks are missing", first=file.position, end=file.position)
 
 
-def _read_shard(store: Store, name: str) -> _Shard:
-    shard = _Shard(name, store.describe(name))
+def _verify_shard(store: Store, name: str) -> _ShardReport:
+    """Read a tar, and compare it with its table if there is one."""
+    shard = _ShardReport(name, store.describe(name))
     try:
-        rows = _rows(store, name, shard)
+        rows = _table_rows(store, name, shard)
         with store.open(name) as opened:
-            file = _Reading(opened)
+            file = _HashingReader(opened)
             try:
                 for key, members in itertools.groupby(_members(file, shard), key=lambda member: member.key):
                     _check_sample(key, list(members), rows.get(key) if rows is not None else {}, shard)
-                while file.read(_READ):
-                    continue
+                file.drain()
             finally:
                 shard.bytes, shard.sha256 = file.position, file.sha256
     except StoreError as error:
-        shard.add(_reason(shard, error))
+        shard.add(first_line(error).removeprefix(f"{shard.place}: "))
         return shard
     present = {key for key, _, _ in shard.samples}
     for key in sorted((rows or {}).keys() - present):
-        shard.add("its table has this sample, the tar has not", key)
+        shard.add("the sample is in the table, but not in the tar", key)
     return shard
 
 
-def _read_extracted(store: LocalStore) -> _Shard:
-    shard = _Shard("", store.url)
+def _verify_extracted(store: LocalStore) -> _ShardReport:
+    """Read a folder of extracted samples; its faults have no byte ranges."""
+    shard = _ShardReport("", store.url)
     try:
         for sample in read_folder(store.folder):
             members = [_Member(sample.key, part, data, 0, 0) for part, data in sample.parts.items()]
@@ -264,40 +218,46 @@ def _read_extracted(store: LocalStore) -> _Shard:
     return shard
 
 
-def _check_sample(key: str, members: Sequence[_Member], row: Mapping[str, Any] | None, shard: _Shard) -> None:
-    """Add a sample and its faults. `row` is its table's: {} without a table, None where that lacks it."""
-    found = {member.part: member for member in members}
+def _check_sample(
+    key: str, members: Sequence[_Member], row: Mapping[str, Any] | None, shard: _ShardReport
+) -> None:
+    """Add a sample and its faults to `shard`.
+
+    `row` is the sample's row in the table: {} if there is no table, None if the table lacks the sample.
+    """
+    by_part = {member.part: member for member in members}
     first, end = members[0].header, members[-1].end
-    if len(found) < len(members):
-        shard.add("a part is there twice", key, first, end)
+    if len(by_part) < len(members):
+        shard.add("duplicate part", key, first, end)
     if row is None:
-        shard.add("the tar has this sample, its table has not", key, first, end)
+        shard.add("the sample is in the tar, but not in the table", key, first, end)
     elif row and row.get("offset") not in (None, first):
-        shard.add(f"its table says that it begins at byte {row['offset']}", key, first, end)
-    for part, sha256 in zip(PARTS, (row or {}).get("sha256") or (), strict=False):
-        member = found.get(part)
+        shard.add(f"the sample starts at byte {row['offset']} according to the table", key, first, end)
+    for part, sha256 in zip(SAMPLE_PARTS, (row or {}).get("sha256") or (), strict=False):
+        member = by_part.get(part)
         if member and hashlib.sha256(member.data).hexdigest() != sha256:
-            shard.add(f"{part}: its bytes are not those that were written", key, member.start, member.end)
-    for part, what in _faults({part: member.data for part, member in found.items()}):
-        one = found.get(part)
-        shard.add(what, key, one.start if one else first, one.end if one else end)
+            shard.add(f"{part}: the SHA-256 does not match the table", key, member.start, member.end)
+    for part, what in sample_faults({part: member.data for part, member in by_part.items()}):
+        faulty = by_part.get(part)
+        shard.add(what, key, faulty.start if faulty else first, faulty.end if faulty else end)
     if shard.samples and shard.samples[-1][0] >= key:
-        shard.add(f"it stands behind {shard.samples[-1][0]}, out of the order of keys", key, first, end)
+        shard.add(f"not in key order: the sample follows {shard.samples[-1][0]}", key, first, end)
     try:
-        meta = json.loads(found["meta.json"].data)
+        meta = json.loads(by_part["meta.json"].data)
         shard.samples.append((key, str(meta["source_id"]), str(meta["split"])))
     except (KeyError, ValueError, TypeError):
-        shard.samples.append((key, "", ""))  # told of by now
+        shard.samples.append((key, "", ""))  # reported by sample_faults
         return
-    told = str(meta.get("key")), str(meta.get("shard"))
-    if told[0] != key or (shard.name.startswith("shards/") and paths.shard_tar(told[1]) != shard.name):
-        shard.add(f"its metadata is of {told[0]} in {told[1]}", key, first, end)
+    meta_key, meta_shard = str(meta.get("key")), str(meta.get("shard"))
+    other_shard = shard.name.startswith("shards/") and paths.shard_tar(meta_shard) != shard.name
+    if meta_key != key or other_shard:
+        shard.add(f"meta.json belongs to sample {meta_key} in shard {meta_shard}", key, first, end)
     if not (meta.get("license") and "attribution" in meta):
-        shard.add("its metadata tells no licence or no attribution", key, first, end)
+        shard.add("meta.json has no licence or no attribution", key, first, end)
 
 
-def _rows(store: Store, name: str, shard: _Shard) -> dict[str, dict[str, Any]] | None:
-    """The samples that the table beside a tar says are in it; None where there is no table to be read."""
+def _table_rows(store: Store, name: str, shard: _ShardReport) -> dict[str, dict[str, Any]] | None:
+    """Return the rows of written samples in the table beside a tar, by key; None without a readable table."""
     table = name.removesuffix(".tar") + ".parquet"
     if not store.exists(table):
         return None
@@ -308,135 +268,92 @@ def _rows(store: Store, name: str, shard: _Shard) -> dict[str, dict[str, Any]] |
         return None
 
 
-def _indexes(store: Store, faults: list[Fault]) -> dict[str, dict[str, Any]]:
-    """What the splits' indexes say of each shard, by its tar's name: `bytes`, `sha256`, `samples`."""
-    found: dict[str, dict[str, Any]] = {}
+def _index_entries(store: Store, faults: list[Fault]) -> dict[str, dict[str, Any]]:
+    """Return the entry (`bytes`, `sha256`, `samples`) of each shard in the splits' indexes, by tar name."""
+    entries: dict[str, dict[str, Any]] = {}
     for name in store.list("index/"):
         if name.removeprefix("index/").removesuffix(".json") not in SPLITS or not name.endswith(".json"):
             continue
         try:
-            found.update({shard["name"]: shard for shard in json.loads(store.read(name))["shards"]})
+            entries.update({shard["name"]: shard for shard in json.loads(store.read(name))["shards"]})
         except (ValueError, KeyError, TypeError, StoreError) as error:
             faults.append(Fault(store.describe(name), f"cannot be read: {first_line(error)}"))
-    return found
+    return entries
 
 
-def _receipts(store: Store, faults: list[Fault]) -> dict[str, dict[str, Any]]:
-    """`bytes` and `sha256` of every file that a receipt tells of, by its name."""
-    found: dict[str, dict[str, Any]] = {}
+def _receipt_files(store: Store, faults: list[Fault]) -> dict[str, dict[str, Any]]:
+    """Return `bytes` and `sha256` of every file in the receipts, by name."""
+    files: dict[str, dict[str, Any]] = {}
     for name in store.list("receipts/"):
         if name.endswith(".json"):
             try:
-                found.update(json.loads(store.read(name))["files"])
+                files.update(json.loads(store.read(name))["files"])
             except (ValueError, KeyError, TypeError, StoreError) as error:
                 faults.append(Fault(store.describe(name), f"cannot be read: {first_line(error)}"))
-    return found
+    return files
 
 
-def _against(shard: _Shard, receipt: Mapping[str, Any] | None, index: Mapping[str, Any] | None) -> None:
-    """Compare what was read with what its receipt and its split's index say of it."""
-    for where, told in (("receipt", receipt), ("index", index)):
-        if told is None or not shard.sha256:
+def _compare_digests(
+    shard: _ShardReport, receipt: Mapping[str, Any] | None, index: Mapping[str, Any] | None
+) -> None:
+    """Compare a shard with its receipt and with the index of its split."""
+    for record_name, record in (("receipt", receipt), ("index", index)):
+        if record is None or not shard.sha256:
             continue
-        if (shard.bytes, shard.sha256) != (told["bytes"], told["sha256"]):
-            shard.add(
-                f"{shard.bytes:,} bytes of SHA-256 {shard.sha256}; its {where} says {told['bytes']:,} of "
-                f"{told['sha256']}"
-            )
+        if difference := _difference(shard.bytes, shard.sha256, record, record_name):
+            shard.add(difference)
     if index is not None and len(shard.samples) != index["samples"]:
-        shard.add(f"{len(shard.samples)} samples; its index says {index['samples']}")
+        shard.add(f"{len(shard.samples)} samples, but {index['samples']} in its index")
 
 
-def _compare(store: Store, name: str, told: Mapping[str, Any]) -> list[Fault]:
-    """A file that is no shard, with what its receipt says of it."""
+def _verify_file(store: Store, name: str, receipt: Mapping[str, Any]) -> list[Fault]:
+    """Compare a file other than a shard with its receipt."""
     place = store.describe(name)
     try:
         with store.open(name) as opened:
-            file = _Reading(opened, told["sha256"])
-            while file.read(_READ):
-                continue
+            file = _HashingReader(opened, receipt["sha256"])
+            file.drain()
     except MissingObject:
-        return [Fault(place, "it is missing")]
+        return [Fault(place, "the file is missing")]
     except StoreError as error:
         return [Fault(place, first_line(error).removeprefix(f"{place}: "))]
-    if (file.position, file.sha256) == (told["bytes"], told["sha256"]):
-        return []
-    return [
-        Fault(
-            place,
-            f"{file.position:,} bytes of SHA-256 {file.sha256}; its receipt says {told['bytes']:,} of "
-            f"{told['sha256']}",
-        )
-    ]
+    difference = _difference(file.position, file.sha256, receipt, "receipt")
+    return [Fault(place, difference)] if difference else []
 
 
-def _across(shards: Iterable[_Shard]) -> Verdict:
-    """All shards' faults, and those of the whole: a key in two of them, a photograph in two splits."""
+def _difference(size: int, sha256: str, record: Mapping[str, Any], record_name: str) -> str:
+    """Describe how length or SHA-256 differ from a receipt or index; "" if they are equal."""
+    if (size, sha256) == (record["bytes"], record["sha256"]):
+        return ""
+    return (
+        f"{size:,} bytes with SHA-256 {sha256}, "
+        f"but {record['bytes']:,} bytes with {record['sha256']} in its {record_name}"
+    )
+
+
+def _combined(shards: Iterable[_ShardReport]) -> VerifyReport:
+    """Combine the reports of all shards, and check for duplicate keys and photos in two splits."""
     faults: list[Fault] = []
     count = samples = size = 0
-    # On disk where it is large.
+    # SQLite moves a large temporary database from memory to disk.
     with closing(sqlite3.connect("", isolation_level=None)) as database:
         database.execute("BEGIN")
-        for table in ("keys", "photographs"):
+        for table in ("keys", "photos"):
             database.execute(f"CREATE TABLE {table} (name TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
         for shard in shards:
             count, samples, size = count + 1, samples + len(shard.samples), size + shard.bytes
             for key, source, split in shard.samples:
-                if other := _other(database, "keys", key, shard.place):
-                    shard.add(f"the key is in {other}, too", key)
-                if source and (other := _other(database, "photographs", source, split)) not in ("", split):
-                    shard.add(f"its photograph {source} is in {other} and in {split}", key)
+                if earlier := _insert_or_find(database, "keys", key, shard.place):
+                    shard.add(f"duplicate key, also in {earlier}", key)
+                earlier_split = _insert_or_find(database, "photos", source, split) if source else ""
+                if earlier_split not in ("", split):
+                    shard.add(f"its photo {source} is in {earlier_split} and in {split}", key)
             faults += shard.faults
-    return Verdict(count, samples, size, faults)
+    return VerifyReport(count, samples, size, faults)
 
 
-def _other(database: sqlite3.Connection, table: str, name: str, place: str) -> str:
-    """Where a name was met before; empty if nowhere."""
-    added = database.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (name, place)).rowcount
-    if added:
+def _insert_or_find(database: sqlite3.Connection, table: str, name: str, place: str) -> str:
+    """Insert a name and return "", or return the place of the name if it is already in the table."""
+    if database.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (name, place)).rowcount:
         return ""
     return str(database.execute(f"SELECT place FROM {table} WHERE name = ?", (name,)).fetchone()[0])
-
-
-def _reason(shard: _Shard, error: Exception) -> str:
-    return first_line(error).removeprefix(f"{shard.place}: ")
-
-
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
-def _faults(sample: Mapping[str, bytes]) -> list[tuple[str, str]]:
-    """(part, what is wrong with it) of one sample."""
-    from PIL import Image
-
-    if missing := [part for part in PARTS if part not in sample]:
-        return [(missing[0], f"{', '.join(missing)} missing")]
-    faults: list[tuple[str, str]] = []
-    sizes: dict[str, tuple[int, int]] = {}
-    for part in ("input.jpg", "mask.png"):
-        try:
-            with Image.open(io.BytesIO(sample[part])) as image:
-                image.load()
-                sizes[part] = image.size
-                if part == "mask.png":
-                    values = sorted(value for _, value in image.getcolors() or [(0, -1)])
-                    if image.mode != "L" or not set(values) <= {0, 255}:
-                        found = f"mode {image.mode}, values {values[:5]}"
-                        faults.append((part, f"mask.png is not single-channel 0/255 ({found})"))
-        except (OSError, ValueError, SyntaxError) as error:
-            faults.append((part, f"{part} cannot be decoded: {first_line(error)}"))
-    try:
-        meta = json.loads(sample["meta.json"])
-        sizes["meta.json"] = (meta["width"], meta["height"])
-    except (ValueError, KeyError, TypeError) as error:
-        faults.append(("meta.json", f"meta.json cannot be read: {first_line(error)}"))
-    for part in ("text.txt", "summary.txt"):
-        try:
-            sample[part].decode()
-        except UnicodeDecodeError as error:
-            faults.append((part, f"{part} is not UTF-8: {error}"))
-    if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{part} {size[0]} x {size[1]}" for part, size in sizes.items())
-        faults.append(("mask.png", f"sizes disagree: {said}"))
-    return faults

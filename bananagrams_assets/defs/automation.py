@@ -1,75 +1,87 @@
-"""Jobs to launch by hand, the schedule that reads the sources again, the sensor that rebuilds."""
+"""Jobs to launch by hand, the schedule that reads the sources, and the sensor that rebuilds stale partitions."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
-from ..config import digest_of
-from ..stages.stage import SHARD_STAGES, STAGES, UNPARTITIONED, partitions_of, read_receipt, why_stale
-from .partitions import PROFILE
+from ..config import Profile, digest_of
+from ..graph import CHAMPION, MANIFEST, MASK_MODEL, SHARD_STAGES, SHARDS, SPLIT_INDEX, STAGES
+from ..stages.receipts import read_receipt
+from ..stages.stage import UNPARTITIONED, Stage
+from ..stages.staleness import why_stale
+from ..storage.paths import split_of
+from ..storage.store import Store
 from .resources import StoreResource
 
-refresh_manifest = dg.define_asset_job(
-    "refresh_manifest", dg.AssetSelection.assets("manifest"), description="Read the sources again."
-)
-build_shard = dg.define_asset_job(
-    "build_shard",
-    dg.AssetSelection.assets(*SHARD_STAGES),
-    description="One shard, from its pictures to its overlays.",
-)
-index_split = dg.define_asset_job(
-    "index_split", dg.AssetSelection.assets("split_index"), description="The index of one split."
-)
-train_model = dg.define_asset_job(
+
+def _job(name: str, stages: tuple[Stage, ...], description: str) -> dg.JobDefinition:
+    selection = dg.AssetSelection.assets(*(stage.name for stage in stages))
+    return dg.define_asset_job(name, selection, description=description)  # type: ignore[return-value]
+
+
+refresh_manifest = _job("refresh_manifest", (MANIFEST,), "Read the sources again.")
+build_shard = _job("build_shard", SHARD_STAGES, "Build one shard, from its images to its overlays.")
+index_split = _job("index_split", (SPLIT_INDEX,), "Build the index of one split.")
+train_model = _job(
     "train_model",
-    dg.AssetSelection.assets("mask_model", "champion"),
-    description="Train, register, and move the champion if the new model is better.",
+    (MASK_MODEL, CHAMPION),
+    "Train, register, and move the champion if the new model is better.",
 )
-choose_champion = dg.define_asset_job(
+choose_champion = _job(
     "choose_champion",
-    dg.AssetSelection.assets("champion"),
-    description="Compare the newest model with the champion; with `back: true`, return to the previous one.",
+    (CHAMPION,),
+    "Compare the newest model with the champion; with `back: true`, return to the previous champion.",
 )
-
-nightly_refresh = dg.ScheduleDefinition(
-    name="nightly_refresh",
-    job=refresh_manifest,
-    cron_schedule=PROFILE.automation.rebuild_cron,
-    description="Reads the sources; `stale_partitions` then rebuilds what they changed.",
-)
+JOBS = (refresh_manifest, build_shard, index_split, train_model, choose_champion)
 
 
-@dg.sensor(
-    jobs=[build_shard, index_split],
-    minimum_interval_seconds=PROFILE.automation.sensor_interval_s,
-    description="Rebuilds each shard and index whose records, settings or code changed.",
-)
-def stale_partitions(
-    context: dg.SensorEvaluationContext, store: StoreResource
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run a stale partition; its run key says what it is built from, so none is asked for twice."""
-    opened = store.open()
-    if read_receipt(opened, "manifest", UNPARTITIONED) is None:
+def nightly_refresh(profile: Profile) -> dg.ScheduleDefinition:
+    """Return the schedule that reads the sources; the sensor then rebuilds what changed."""
+    return dg.ScheduleDefinition(
+        name="nightly_refresh",
+        job=refresh_manifest,
+        cron_schedule=profile.automation.rebuild_cron,
+        description="Reads the sources; `stale_partitions` then rebuilds what changed.",
+    )
+
+
+def stale_partitions(profile: Profile) -> dg.SensorDefinition:
+    """Return the sensor that requests one run for each stale shard, then for each stale split index."""
+
+    @dg.sensor(
+        name="stale_partitions",
+        jobs=[build_shard, index_split],
+        minimum_interval_seconds=profile.automation.sensor_interval_s,
+        description="Rebuilds each shard and index whose records, settings or code changed.",
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, store: StoreResource
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        yield from _requests(store.open(), profile)
+
+    return sensor
+
+
+def _requests(store: Store, profile: Profile) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Yield a run request for each stale partition. The run key holds the versions it is built from."""
+    if read_receipt(store, MANIFEST.name, UNPARTITIONED) is None:
         yield dg.SkipReason("the manifest was never materialized")
         return
-    versions = digest_of({name: stage.code_version(PROFILE) for name, stage in STAGES.items()})
+    versions = digest_of({stage.name: stage.code_version(profile) for stage in STAGES})
     stale_shards = {
         shard
-        for shard in PROFILE.shard_keys()
-        if any(why_stale(opened, PROFILE, stage, shard) for stage in SHARD_STAGES)
+        for shard in profile.shard_keys()
+        if any(why_stale(store, profile, stage, shard) for stage in SHARD_STAGES)
     }
     for shard in sorted(stale_shards):
-        records = read_receipt(opened, "manifest", shard)
+        records = read_receipt(store, MANIFEST.name, shard)
         key = f"{shard}:{records.data_version if records else ''}:{versions}"
-        yield dg.RunRequest(run_key=key, job_name="build_shard", partition_key=shard)
-    fresh_splits = set(partitions_of(PROFILE, "split_index")) - {
-        shard.rsplit("-", 1)[0] for shard in stale_shards
-    }
-    for split in sorted(fresh_splits):
-        if why_stale(opened, PROFILE, "split_index", split):
+        yield dg.RunRequest(run_key=key, job_name=build_shard.name, partition_key=shard)
+    for split in sorted({*SPLIT_INDEX.partitions(profile)} - {split_of(shard) for shard in stale_shards}):
+        if why_stale(store, profile, SPLIT_INDEX, split):
             built = {
-                shard: receipt.data_version if (receipt := read_receipt(opened, "shards", shard)) else ""
-                for shard in PROFILE.shard_keys(split)
+                shard: receipt.data_version if (receipt := read_receipt(store, SHARDS.name, shard)) else ""
+                for shard in profile.shard_keys(split)
             }
             key = f"{split}:{digest_of(built)}:{versions}"
-            yield dg.RunRequest(run_key=key, job_name="index_split", partition_key=split)
+            yield dg.RunRequest(run_key=key, job_name=index_split.name, partition_key=split)

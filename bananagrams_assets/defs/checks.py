@@ -1,122 +1,170 @@
-"""What must hold of an asset before others may rely on it."""
+"""Asset checks: conditions that must hold before other assets may use an asset."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
-from ..dataset.verify import photos_in_two_splits, read_back
+from ..config import Profile
+from ..dataset.shard_checks import find_split_leaks, read_back
 from ..evaluation.mask_check import measured_mask_ious
-from ..stages.stage import UNPARTITIONED, read_receipt
+from ..graph import ALIGNED_PAIRS, EDIT_MASKS, IMAGE_PAIRS, MANIFEST, MASK_MODEL, SHARDS
+from ..progress import Log
+from ..stages.receipts import read_receipt
+from ..stages.stage import UNPARTITIONED, Stage
 from ..storage import paths
-from .dataset import edit_masks, image_pairs, manifest, shards
-from .model import mask_model
-from .partitions import PROFILE, shard_partitions
+from ..storage.store import Store
+from .partitions import partitions_of
 from .resources import StoreResource
 
-# Partitioned checks are a preview in Dagster 1.13. They are what tells a person which shard is bad.
-warnings.filterwarnings("ignore", message=".*partitions_def on an AssetCheckSpec", category=dg.PreviewWarning)
+
+@dataclass(frozen=True)
+class _Target:
+    """What a check runs on: a store, the profile, and the run's partitions of the checked asset."""
+
+    store: Store
+    profile: Profile
+    partitions: Sequence[str]
+    log: Log
 
 
-@dg.asset_check(asset=manifest, blocking=True)
-def no_photo_in_two_splits(store: StoreResource) -> dg.AssetCheckResult:
-    """Every record of one source photograph is in one split: nothing leaks from train to dev or test."""
-    leaks = photos_in_two_splits(store.open(), PROFILE.shard_keys())
+@dataclass(frozen=True)
+class _Check:
+    """A check of an asset. Its name and description are the function's name and docstring."""
+
+    stage: Stage
+    function: Callable[[_Target], dg.AssetCheckResult]
+    blocking: bool = False
+    partitioned: bool = True
+
+
+def build_checks(profile: Profile) -> list[dg.AssetChecksDefinition]:
+    """Return every asset check, with the limits of the profile."""
+    with warnings.catch_warnings():
+        # Partitioned checks are a preview feature of Dagster 1.13. They show which shard failed.
+        warnings.filterwarnings("ignore", message=".*partitions_def on an AssetCheckSpec")
+        return [_asset_check(check, profile) for check in CHECKS]
+
+
+def _asset_check(check: _Check, profile: Profile) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=check.stage.name,
+        name=check.function.__name__,
+        description=check.function.__doc__,
+        blocking=check.blocking,
+        partitions_def=partitions_of(check.stage, profile) if check.partitioned else None,
+    )
+    def run(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        is_partitioned = check.partitioned and check.stage.partitioning != "none"
+        partitions = context.partition_keys if is_partitioned else [UNPARTITIONED]
+        return check.function(_Target(store.open(), profile, partitions, context.log.info))
+
+    return run
+
+
+def no_photograph_in_two_splits(target: _Target) -> dg.AssetCheckResult:
+    """All records of one source photo are in one split, so that no photo leaks from train to dev or test."""
+    leaks = find_split_leaks(target.store, target.profile.shard_keys())
     return dg.AssetCheckResult(
         passed=not leaks,
-        description=f"{len(leaks)} source photographs are in more than one split",
+        description=f"{len(leaks)} source photos are in more than one split",
         metadata={"photographs": dict(list(leaks.items())[:20])},
     )
 
 
-@dg.asset_check(asset=image_pairs, partitions_def=shard_partitions)
-def few_lost(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-    """The share of records whose pictures could not be had stays under `checks.max_lost`."""
-    opened = store.open()
-    receipts = [read_receipt(opened, "image_pairs", shard) for shard in context.partition_keys]
-    found = [receipt.stats for receipt in receipts if receipt]
-    records = sum(stats["records"] for stats in found)
-    lost = records - sum(stats["ok"] for stats in found)
-    to_retry = sum(stats["to_retry"] for stats in found)
-    share = lost / max(1, records)
+def few_lost(target: _Target) -> dg.AssetCheckResult:
+    """The share of records without both images is at most `checks.max_lost`."""
+    receipts = [read_receipt(target.store, IMAGE_PAIRS.name, shard) for shard in target.partitions]
+    stats = [receipt.stats for receipt in receipts if receipt]
+    records = sum(each["records"] for each in stats)
+    lost = records - sum(each["ok"] for each in stats)
+    to_retry = sum(each["to_retry"] for each in stats)
+    share, limit = lost / max(1, records), target.profile.checks.max_lost
     return dg.AssetCheckResult(
-        passed=share <= PROFILE.checks.max_lost,
-        description=f"{lost} of {records} records lack a picture, {to_retry} of them may pass",
-        metadata={"share": share, "limit": PROFILE.checks.max_lost, "to_retry": to_retry},
+        passed=share <= limit,
+        description=f"{lost} of {records} records lack an image; {to_retry} of these failures are retryable",
+        metadata={"share": share, "limit": limit, "to_retry": to_retry},
     )
 
 
-@dg.asset_check(asset=edit_masks)
-def masks_reach_iou(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-    """Masks of a few made pairs, whose true masks are known, reach a mean IoU of `checks.min_mask_iou`.
+def masks_reach_iou(target: _Target) -> dg.AssetCheckResult:
+    """The masks of a few made pairs with known true masks reach a mean IoU of `checks.min_mask_iou`.
 
-    It tells of settings and code, not of a shard, so it is measured once for each of them.
+    The result depends on settings and code, not on a shard, so it is measured once for each combination.
     """
-    ious = measured_mask_ious(store.open(), PROFILE, context.log.info)
-    every = [iou for family in ious.values() for iou in family]
-    mean = sum(every) / len(every)
+    versions = {stage.name: stage.code_version(target.profile) for stage in (ALIGNED_PAIRS, EDIT_MASKS)}
+    ious = measured_mask_ious(target.store, target.profile, versions, target.log)
+    values = [iou for family in ious.values() for iou in family]
+    mean, limit = sum(values) / len(values), target.profile.checks.min_mask_iou
     return dg.AssetCheckResult(
-        passed=mean >= PROFILE.checks.min_mask_iou,
-        description=f"mean IoU {mean:.3f} on {len(every)} made pairs; {PROFILE.checks.min_mask_iou} needed",
+        passed=mean >= limit,
+        description=f"mean IoU {mean:.3f} on {len(values)} made pairs; {limit} needed",
         metadata={
             "mean_iou": mean,
-            "limit": PROFILE.checks.min_mask_iou,
+            "limit": limit,
             **{f"iou of {family}": sum(found) / len(found) for family, found in ious.items()},
         },
     )
 
 
-@dg.asset_check(asset=shards, partitions_def=shard_partitions, blocking=True)
-def samples_read_back(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-    """Every sample reads back through `webdataset` with its five parts, sizes agreeing."""
-    opened = store.open()
-    results = [read_back(opened, paths.shard_tar(shard)) for shard in context.partition_keys]
+def samples_read_back(target: _Target) -> dg.AssetCheckResult:
+    """Every sample reads back through `webdataset` with its five parts and consistent sizes."""
+    results = [read_back(target.store, paths.shard_tar(shard)) for shard in target.partitions]
     faults = [fault for result in results for fault in result.faults]
     return dg.AssetCheckResult(
         passed=not faults,
-        description=faults[0] if faults else "all samples read back whole",
+        description=faults[0] if faults else "all samples read back",
         metadata={"samples": sum(result.samples for result in results), "faults": faults[:20]},
     )
 
 
-@dg.asset_check(asset=shards, partitions_def=shard_partitions)
-def few_rejected(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-    """The share of records that became no sample stays under `checks.max_rejected`."""
-    opened = store.open()
-    receipts = [read_receipt(opened, "shards", shard) for shard in context.partition_keys]
+def few_rejected(target: _Target) -> dg.AssetCheckResult:
+    """The share of records without a sample is at most `checks.max_rejected`."""
+    receipts = [read_receipt(target.store, SHARDS.name, shard) for shard in target.partitions]
     written = sum(receipt.stats["written"] for receipt in receipts if receipt)
     dropped = sum(receipt.stats["dropped"] for receipt in receipts if receipt)
-    share = dropped / max(1, written + dropped)
+    share, limit = dropped / max(1, written + dropped), target.profile.checks.max_rejected
     return dg.AssetCheckResult(
-        passed=share <= PROFILE.checks.max_rejected,
-        description=f"{dropped} of {written + dropped} records became no sample",
-        metadata={"share": share, "limit": PROFILE.checks.max_rejected},
+        passed=share <= limit,
+        description=f"{dropped} of {written + dropped} records have no sample",
+        metadata={"share": share, "limit": limit},
     )
 
 
-@dg.asset_check(asset=mask_model, blocking=True)
-def beats_trivial_baselines(store: StoreResource) -> dg.AssetCheckResult:
-    """Dev IoU is over the best of the empty, the full and the mean mask by `checks.min_gain`."""
-    receipt = read_receipt(store.open(), "mask_model", UNPARTITIONED)
+def beats_trivial_baselines(target: _Target) -> dg.AssetCheckResult:
+    """Dev IoU exceeds the best of the empty, the full and the mean mask by `checks.min_gain`."""
+    receipt = read_receipt(target.store, MASK_MODEL.name, UNPARTITIONED)
     if receipt is None:
         return dg.AssetCheckResult(passed=False, description="no model has been trained yet")
     model, baselines = receipt.stats["dev_iou"], receipt.stats["baselines"]
     name, best = max(baselines.items(), key=lambda item: item[1])
     return dg.AssetCheckResult(
-        passed=model >= best + PROFILE.checks.min_gain,
+        passed=model >= best + target.profile.checks.min_gain,
         description=f"dev IoU {model:.3f}; best trivial baseline ({name}) {best:.3f}",
         metadata={"dev_iou": model, **{f"{key}_mask_iou": value for key, value in baselines.items()}},
     )
 
 
-@dg.asset_check(asset=mask_model, blocking=True)
-def reads_instructions(store: StoreResource) -> dg.AssetCheckResult:
-    """Dev IoU is over that with another picture's instruction by `checks.min_gain`."""
-    receipt = read_receipt(store.open(), "mask_model", UNPARTITIONED)
+def reads_instructions(target: _Target) -> dg.AssetCheckResult:
+    """Dev IoU exceeds the dev IoU with shuffled instructions by `checks.min_gain`."""
+    receipt = read_receipt(target.store, MASK_MODEL.name, UNPARTITIONED)
     if receipt is None:
         return dg.AssetCheckResult(passed=False, description="no model has been trained yet")
     model, shuffled = receipt.stats["dev_iou"], receipt.stats["shuffled_iou"]
     return dg.AssetCheckResult(
-        passed=model >= shuffled + PROFILE.checks.min_gain,
+        passed=model >= shuffled + target.profile.checks.min_gain,
         description=f"dev IoU {model:.3f}; with shuffled instructions {shuffled:.3f}",
         metadata={"dev_iou": model, "shuffled_iou": shuffled},
     )
+
+
+CHECKS = (
+    _Check(MANIFEST, no_photograph_in_two_splits, blocking=True),
+    _Check(IMAGE_PAIRS, few_lost),
+    _Check(EDIT_MASKS, masks_reach_iou, partitioned=False),
+    _Check(SHARDS, samples_read_back, blocking=True),
+    _Check(SHARDS, few_rejected),
+    _Check(MASK_MODEL, beats_trivial_baselines, blocking=True),
+    _Check(MASK_MODEL, reads_instructions, blocking=True),
+)

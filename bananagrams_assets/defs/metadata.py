@@ -1,4 +1,4 @@
-"""A receipt as the metadata that a person reads in the UI."""
+"""The metadata that the Dagster UI shows for a finished partition."""
 
 import base64
 from collections.abc import Iterable, Mapping
@@ -6,12 +6,13 @@ from typing import Any
 
 import dagster as dg
 
-from ..stages.stage import Outcome, read_preview
+from ..stages.build import Outcome
+from ..stages.receipts import read_preview
 from ..storage.store import Store
 
 
 def describe(store: Store, outcome: Outcome) -> dict[str, Any]:
-    """Metadata of one finished partition: why it was built, its figures, its files, a picture."""
+    """Return the reasons, statistics, files and preview image of one finished partition as metadata."""
     receipt = outcome.receipt
     metadata: dict[str, Any] = {
         "built_because": "; ".join(outcome.reasons[:5]) or "up to date, nothing to do",
@@ -23,6 +24,8 @@ def describe(store: Store, outcome: Outcome) -> dict[str, Any]:
     for name, info in files[:4]:
         metadata[name.rsplit(".", 1)[-1]] = dg.MetadataValue.path(store.describe(name))
         metadata[f"{name.rsplit('.', 1)[-1]}_bytes"] = info.bytes
+    if url := receipt.stats.get("mlflow_run"):
+        metadata["mlflow_run"] = dg.MetadataValue.url(url)
     if preview := read_preview(store, receipt.asset, receipt.partition):
         image = base64.b64encode(preview).decode()
         metadata["preview"] = dg.MetadataValue.md(f"![preview](data:image/jpeg;base64,{image})")
@@ -30,7 +33,7 @@ def describe(store: Store, outcome: Outcome) -> dict[str, Any]:
 
 
 def figure(value: Any) -> Any:
-    """A number as it is; counts by name, or a histogram over 0..1, as a table with bars; else JSON."""
+    """Return a number or text unchanged, counts and histograms over 0..1 as a table with bars, else JSON."""
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list) and value and _all_numbers(value):

@@ -1,4 +1,4 @@
-"""What assets reach outside of Dagster: the store, MLflow, the training process."""
+"""Resources of the assets: the store and MLflow."""
 
 import os
 import shutil
@@ -6,23 +6,20 @@ import subprocess
 
 import dagster as dg
 
-from ..learn.launch import default_tracking_uri
-from ..profiles import default_store
 from ..storage.open_store import open_store
 from ..storage.store import Store
-from .partitions import PROFILE
 
 
 class StoreResource(dg.ConfigurableResource):
-    """Where every asset keeps its files: a folder, or a bucket reached through dagster-aws."""
+    """The store of all files: a folder, or a bucket reached through dagster-aws."""
 
     url: str
 
     def open(self) -> Store:
-        """The store; raises StoreError if it cannot be reached or written."""
+        """Open the store. Raises StoreError if it cannot be reached or written."""
         if not self.url.startswith("s3://"):
             return open_store(self.url)
-        # Importing dagster-aws takes longer than dagster itself, and only a bucket needs it.
+        # Importing dagster-aws takes longer than importing dagster, and only a bucket needs it.
         from dagster_aws.s3 import S3Resource
 
         return open_store(self.url, S3Resource(endpoint_url=os.environ.get("AWS_ENDPOINT_URL")).get_client())
@@ -35,7 +32,7 @@ class MlflowResource(dg.ConfigurableResource):
 
 
 def visible_gpus() -> int:
-    """GPUs that a training process started here would see; 0 without NVIDIA's driver."""
+    """Return the number of GPUs that a training process on this machine sees; 0 without NVIDIA's driver."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len([device for device in chosen.split(",") if device.strip() not in ("", "-1")])
     if not (program := shutil.which("nvidia-smi")):
@@ -46,8 +43,6 @@ def visible_gpus() -> int:
     return listing.stdout.count("GPU ") if listing.returncode == 0 else 0
 
 
-STORE_URL = default_store(PROFILE)
-RESOURCES = {
-    "store": StoreResource(url=STORE_URL),
-    "mlflow": MlflowResource(tracking_uri=default_tracking_uri(STORE_URL)),
-}
+def build_resources(store_url: str, tracking_uri: str) -> dict[str, object]:
+    """Return the resources of the assets by name."""
+    return {"store": StoreResource(url=store_url), "mlflow": MlflowResource(tracking_uri=tracking_uri)}

@@ -1,24 +1,13 @@
-"""Masks against true masks: any folder of pairs, scored pair by pair, summed up, the worst drawn.
-
-A folder is either what `bananagrams sample` writes (`sft.jsonl` and `truth.jsonl`), or files of one name a
-pair: `NAME.before.jpg`, `NAME.after.png` (any format that is read) and `NAME.truth.png` (white where edited,
-of the before picture's size), and beside them, if anything more is known, a `NAME.json` with any of `family`,
-`strength`, `edit_type`, `text`, `is_global` and `homography` (9 numbers, edited px → before px).
-"""
+"""Compare masks with true masks: score each pair and summarise the scores."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
-import json
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,53 +15,29 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..config import AlignSettings, MaskSettings, Profile
-from ..errors import BananagramsError
 from ..progress import Log
 from ..records.edit_types import edit_type
 from ..vision.align import Alignment, align
-from ..vision.geometry import Floats, frame, overlap_polygon, polygon_mask, project, warp
-from ..vision.images import RGB, ImageError, Mask, decode, decode_mask, encode_jpeg
+from ..vision.geometry import Floats, frame_corners, image_size, overlap_polygon, polygon_mask, project
+from ..vision.images import RGB, ImageError, Mask, decode, decode_mask
 from ..vision.mask import EditMask, edit_mask
-from ..vision.overlay import strip, tinted
-from ..vision.page import ScoredPair, render_scores
+from .cases import Case
 from .mask_scores import auroc, calibration_error, reliability, score_mask
 
 VERDICTS = ("local", "global", "nothing")
 GOOD_IOU = 0.75
-"""From which a mask counts as right when its confidence is judged."""
+"""IoU from which a mask counts as good when its confidence is evaluated."""
 GOOD_CORNER_PX = 4.0
-"""Up to which an alignment counts as right when its confidence is judged."""
-WORST = 24
-TILE_PX = 256
-
-
-class EvaluationError(BananagramsError, ValueError):
-    """A folder that cannot be evaluated; the message names the file and what is wrong with it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One pair on disk and what is known of it; `homography` maps edited px to before px."""
-
-    name: str
-    before: Path
-    after: Path
-    truth: Path
-    family: str = ""
-    strength: float | None = None
-    edit_type: str = ""
-    text: str = ""
-    is_global: bool | None = None
-    homography: tuple[float, ...] | None = None
+"""Corner error up to which an alignment counts as good when its confidence is evaluated."""
 
 
 @dataclass(frozen=True)
 class PairScore:
-    """How the masks fare on one pair. Where `problem` says why it could not be read, nothing else counts.
+    """Scores of one pair; the fields are the columns of `pairs.csv`.
 
-    `iou` to `false_area` are 0..1, over the pixels that both pictures show; a pair that cannot be aligned has
-    an empty mask. `corner_px`: the largest error of the four corners in before px, None where it is not
-    known where they belong.
+    If `problem` states why the pair could not be read, no other score is valid. `iou` to `false_area` are
+    0..1 over the pixels that both images show. A pair that cannot be aligned has an empty mask. `corner_px`:
+    the largest error of the four corners in before px, None if the true homography is unknown.
     """
 
     name: str
@@ -93,144 +58,59 @@ class PairScore:
     problem: str = ""
 
 
-def read_cases(folder: Path) -> list[Case]:
-    """The pairs of a folder, in order; raises EvaluationError where there are none or a file is missing."""
-    cases = list(_made(folder) if (folder / "truth.jsonl").is_file() else _named(folder))
-    if not cases:
-        raise EvaluationError(
-            f"{folder} holds no pairs: neither truth.jsonl, as `bananagrams sample` writes it, nor "
-            "NAME.before.*, NAME.after.* and NAME.truth.png"
-        )
-    for case in cases:
-        for path in (case.before, case.after, case.truth):
-            if not path.is_file():
-                raise EvaluationError(f"{path} is missing")
-    return cases
-
-
-def _made(folder: Path) -> Iterator[Case]:
-    records = {record["output_image"]: record for record in _lines(folder / "sft.jsonl", "output_image")}
-    for truth in _lines(folder / "truth.jsonl", "output_image"):
-        record = records.get(truth["output_image"])
-        if record is None or "local_input_image" not in record or "mask" not in truth:
-            raise EvaluationError(f"{folder}/truth.jsonl: {truth['output_image']} has no record or no mask")
-        yield _case(
-            folder / "truth.jsonl",
-            Path(truth["output_image"]).stem,
-            (folder / record["local_input_image"], folder / truth["output_image"], folder / truth["mask"]),
-            {"edit_type": record.get("edit_type", ""), "text": record.get("text", ""), **truth},
-        )
-
-
-def _named(folder: Path) -> Iterator[Case]:
-    for before in sorted(folder.rglob("*.before.*")):
-        name = before.name.rsplit(".before.", 1)[0]
-        after = sorted(before.parent.glob(f"{_literal(name)}.after.*"))
-        if not after:
-            raise EvaluationError(f"{before} has no {name}.after.* beside it")
-        said: Any = {}
-        if (before.parent / f"{name}.json").is_file():
-            said = _json(
-                (before.parent / f"{name}.json").read_text(encoding="utf-8"),
-                str(before.parent / f"{name}.json"),
-            )
-        key = (before.parent / name).relative_to(folder).as_posix()
-        yield _case(
-            before.parent / f"{name}.json", key, (before, after[0], before.parent / f"{name}.truth.png"), said
-        )
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def _case(source: Path, name: str, paths: tuple[Path, Path, Path], said: Mapping[str, Any]) -> Case:
-    homography, strength, is_global = said.get("homography"), said.get("strength"), said.get("is_global")
-    try:
-        numbers = None if homography is None else tuple(float(value) for value in np.ravel(homography))
-        if numbers is not None and (len(numbers) != 9 or not np.isfinite(numbers).all()):
-            raise ValueError("homography must be 9 finite numbers")
-        if not isinstance(is_global, bool | None):
-            raise ValueError("is_global must be true or false")
-        return Case(
-            name, *paths, str(said.get("family", "")), None if strength is None else float(strength),
-            str(said.get("edit_type", "")), str(said.get("text", "")), is_global, numbers,
-        )  # fmt: skip
-    except (TypeError, ValueError) as error:
-        raise EvaluationError(f"{source}: {name}: {error}") from None
-
-
-def _lines(path: Path, key: str) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise EvaluationError(f"{path} is missing")
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        content = _json(line, f"{path}, line {number}")
-        if key not in content:
-            raise EvaluationError(f"{path}, line {number}: has no {key}")
-        found.append(content)
-    return found
-
-
-def _json(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise EvaluationError(f"{where}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise EvaluationError(f"{where}: not a JSON object")
-    return content
-
-
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """A pair decoded, aligned and masked; `mask` is None where it could not be aligned."""
+class MeasuredPair:
+    """A decoded pair with its true mask, valid pixels, alignment, and mask (None if it cannot be aligned)."""
 
     before: RGB
     after: RGB
     truth: Mask
-    known: Mask
+    valid: Mask
     alignment: Alignment
     mask: EditMask | None
 
 
-def measure_case(case: Case, align_with: AlignSettings, mask_with: MaskSettings, max_pixels: int) -> Measured:
-    """Align and mask a pair. Raises PictureError where a picture cannot be read or sizes disagree."""
+def measure_case(
+    case: Case, align_settings: AlignSettings, mask_settings: MaskSettings, max_pixels: int
+) -> MeasuredPair:
+    """Align and mask a pair. Raises ImageError if an image cannot be decoded or the sizes disagree."""
     before, after = (decode(path.read_bytes(), max_pixels) for path in (case.before, case.after))
     truth = decode_mask(case.truth.read_bytes())
-    if truth.shape != before.shape[:2]:
-        sizes = (
-            f"{truth.shape[1]} x {truth.shape[0]} px, the picture {before.shape[1]} x {before.shape[0]} px"
+    size = image_size(before)
+    if image_size(truth) != size:
+        width, height = image_size(truth)
+        raise ImageError(
+            f"the true mask has {width} x {height} px, the before image {size[0]} x {size[1]} px"
         )
-        raise ImageError(f"the true mask has {sizes}")
-    size, source = (before.shape[1], before.shape[0]), (after.shape[1], after.shape[0])
-    known = np.ones(truth.shape, bool)
+    valid = np.ones(truth.shape, bool)
     if case.homography is not None:
-        known = polygon_mask(overlap_polygon(_matrix(case.homography), source, size), size)
-    alignment = align(before, after, align_with)
-    found = None
+        valid = polygon_mask(overlap_polygon(_matrix(case.homography), image_size(after), size), size)
+    alignment = align(before, after, align_settings)
+    mask = None
     if alignment.accepted:
         scope = edit_type(case.edit_type).scope
-        found = edit_mask(before, after, alignment.homography, alignment.overlap, mask_with, scope)
-    return Measured(before, after, truth, known, alignment, found)
+        mask = edit_mask(before, after, alignment.homography, alignment.overlap, mask_settings, scope)
+    return MeasuredPair(before, after, truth, valid, alignment, mask)
 
 
-def score_case(case: Case, align_with: AlignSettings, mask_with: MaskSettings, max_pixels: int) -> PairScore:
-    """Score a pair; what cannot be read is a row with its `problem`."""
+def score_case(
+    case: Case, align_settings: AlignSettings, mask_settings: MaskSettings, max_pixels: int
+) -> PairScore:
+    """Score a pair. A pair that cannot be read gets a row with its `problem`."""
     try:
-        pair = measure_case(case, align_with, mask_with, max_pixels)
+        pair = measure_case(case, align_settings, mask_settings, max_pixels)
     except ImageError as error:
         return PairScore(
             case.name, case.family, case.strength, "", "", False, "", 0.0, 0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0,
             str(error),
         )  # fmt: skip
     mask = np.zeros_like(pair.truth) if pair.mask is None else pair.mask.mask
-    scores = score_mask(mask, pair.truth, pair.known)
-    corner = None
+    scores = score_mask(mask, pair.truth, pair.valid)
+    corner_px = None
     if case.homography is not None:
-        corners = frame((pair.after.shape[1], pair.after.shape[0]))
-        apart = project(pair.alignment.homography, corners) - project(_matrix(case.homography), corners)
-        corner = round(float(np.linalg.norm(apart, axis=1).max()), 4)
+        corners = frame_corners(image_size(pair.after))
+        errors = project(pair.alignment.homography, corners) - project(_matrix(case.homography), corners)
+        corner_px = round(float(np.linalg.norm(errors, axis=1).max()), 4)
     return PairScore(
         name=case.name,
         family=case.family,
@@ -244,7 +124,7 @@ def score_case(case: Case, align_with: AlignSettings, mask_with: MaskSettings, m
         recall=scores.recall,
         boundary_f=scores.boundary_f,
         false_area=scores.false_area,
-        corner_px=corner,
+        corner_px=corner_px,
         align_confidence=pair.alignment.confidence,
         mask_confidence=0.0 if pair.mask is None else pair.mask.confidence,
     )
@@ -261,24 +141,27 @@ def _matrix(numbers: Sequence[float]) -> Floats:
 
 
 def score_folder(cases: Sequence[Case], profile: Profile, workers: int, log: Log) -> list[PairScore]:
-    """The scores of every pair, in order; they depend on neither `workers` nor what else runs."""
+    """Score every pair, in order. The scores do not depend on `workers`."""
     score = partial(
-        score_case, align_with=profile.align, mask_with=profile.mask, max_pixels=profile.fetch.max_pixels
+        score_case,
+        align_settings=profile.align,
+        mask_settings=profile.mask,
+        max_pixels=profile.fetch.max_pixels,
     )
     if workers <= 1:
-        return list(_told(map(score, cases), len(cases), log))
-    # A spawned process shares no locks with this one's threads.
+        return list(_logged(map(score, cases), len(cases), log))
+    # A spawned process inherits no locks from this process's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        return list(_told(pool.map(score, cases, chunksize=4), len(cases), log))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_limit_to_one_thread) as pool:
+        return list(_logged(pool.map(score, cases, chunksize=4), len(cases), log))
 
 
-def _one_thread() -> None:
+def _limit_to_one_thread() -> None:
     cv2.setNumThreads(1)
     threadpool_limits(1)
 
 
-def _told(scores: Iterator[PairScore], total: int, log: Log) -> Iterator[PairScore]:
+def _logged(scores: Iterator[PairScore], total: int, log: Log) -> Iterator[PairScore]:
     for number, score in enumerate(scores, start=1):
         if number % 100 == 0:
             log(f"{number} of {total} pairs scored")
@@ -286,17 +169,17 @@ def _told(scores: Iterator[PairScore], total: int, log: Log) -> Iterator[PairSco
 
 
 def summarise_scores(scores: Sequence[PairScore]) -> dict[str, Any]:
-    """Everything that `evaluate-masks` reports, as JSON.
+    """Return the summary that `evaluate-masks` reports and writes as JSON.
 
-    `local`: means over pairs with a local edit, by family and by strength too. `verdicts`: counts, true
-    verdict → found. `false_area`: of pairs with no visible edit. `corner_px`: errors of aligned pairs.
-    `confidence`: how far the two can be believed, see GOOD_CORNER_PX and GOOD_IOU.
+    `local`: means over pairs with a local edit; `by_strength` and `by_family` group them. `verdicts`: counts
+    of predicted verdicts for each true verdict. `false_area`: of pairs without a visible edit. `corner_px`:
+    corner errors of aligned pairs. `confidence`: calibration of both, see GOOD_CORNER_PX and GOOD_IOU.
     """
     read = [score for score in scores if not score.problem]
     local = [score for score in read if score.truth == "local"]
-    untouched = [score.false_area for score in read if score.truth == "nothing"]
-    corners = [score.corner_px for score in read if score.aligned and score.corner_px is not None]
-    placed = [score for score in read if score.corner_px is not None]
+    false_areas = [score.false_area for score in read if score.truth == "nothing"]
+    corner_errors = [score.corner_px for score in read if score.aligned and score.corner_px is not None]
+    with_homography = [score for score in read if score.corner_px is not None]
     return {
         "pairs": len(scores),
         "not_read": {score.name: score.problem for score in scores if score.problem},
@@ -312,20 +195,23 @@ def summarise_scores(scores: Sequence[PairScore]) -> dict[str, Any]:
             if any(score.truth == truth for score in read)
         },
         "false_area": {
-            "pairs": len(untouched),
-            "mean": _mean(untouched),
-            "max": max(untouched, default=None),
+            "pairs": len(false_areas),
+            "mean": _mean(false_areas),
+            "max": max(false_areas, default=None),
         },
         "corner_px": {
-            "pairs": len(corners),
-            "median": _percentile(corners, 50),
-            "p95": _percentile(corners, 95),
-            "over_8": sum(corner > 8 for corner in corners),
+            "pairs": len(corner_errors),
+            "median": _percentile(corner_errors, 50),
+            "p95": _percentile(corner_errors, 95),
+            "over_8": sum(error > 8 for error in corner_errors),
         },
         "confidence": {
             f"alignment (corners within {GOOD_CORNER_PX:g} px)": _calibration(
-                [score.align_confidence for score in placed],
-                [score.corner_px is not None and score.corner_px <= GOOD_CORNER_PX for score in placed],
+                [score.align_confidence for score in with_homography],
+                [
+                    score.corner_px is not None and score.corner_px <= GOOD_CORNER_PX
+                    for score in with_homography
+                ],
             ),
             f"mask (IoU {GOOD_IOU:g} or more)": _calibration(
                 [score.mask_confidence for score in local], [score.iou >= GOOD_IOU for score in local]
@@ -341,15 +227,15 @@ def _means(scores: Sequence[PairScore]) -> dict[str, Any]:
     }
 
 
-def _grouped(scores: Sequence[PairScore], label: Callable[[PairScore], str]) -> dict[str, dict[str, Any]]:
-    labels = sorted({label(score) for score in scores})
-    return {name: _means([score for score in scores if label(score) == name]) for name in labels}
+def _grouped(scores: Sequence[PairScore], group_of: Callable[[PairScore], str]) -> dict[str, dict[str, Any]]:
+    groups = sorted({group_of(score) for score in scores})
+    return {group: _means([score for score in scores if group_of(score) == group]) for group in groups}
 
 
 def _calibration(confidence: Sequence[float], good: Sequence[bool]) -> dict[str, Any]:
     return {
         "pairs": len(confidence),
-        "good": _mean([float(each) for each in good]),
+        "good": _mean([float(is_good) for is_good in good]),
         "auroc": auroc(confidence, good),
         "calibration_error": calibration_error(confidence, good),
         "reliability": reliability(confidence, good),
@@ -360,59 +246,5 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _percentile(values: Sequence[float], share: float) -> float | None:
-    return float(np.percentile(values, share)) if values else None
-
-
-def write_evaluation(
-    cases: Sequence[Case], scores: Sequence[PairScore], profile: Profile, output: Path, worst: int = WORST
-) -> Path:
-    """`scores.json`, `pairs.csv` and `index.html`, which draws the worst pairs and needs no other file.
-
-    Returns the page's path.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    summary = summarise_scores(scores)
-    (output / "scores.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(PairScore)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(score) for score in scores)
-    (output / "pairs.csv").write_text(text.getvalue(), encoding="utf-8")
-    paired = [pair for pair in zip(cases, scores, strict=True) if not pair[1].problem]
-    drawn = [
-        _drawn(case, score, profile) for case, score in sorted(paired, key=lambda pair: pair[1].iou)[:worst]
-    ]
-    page = output / "index.html"
-    page.write_text(render_scores("Masks against true masks", summary, drawn), encoding="utf-8")
-    return page
-
-
-def _drawn(case: Case, score: PairScore, profile: Profile) -> ScoredPair:
-    pair = measure_case(case, profile.align, profile.mask, profile.fetch.max_pixels)
-    size = pair.before.shape[1], pair.before.shape[0]
-    aligned, _ = warp(pair.after, pair.alignment.homography, size)
-    nothing = np.zeros(pair.truth.shape, np.float32)
-    panels = (nothing, pair.truth & False) if pair.mask is None else (pair.mask.difference, pair.mask.mask)
-    return ScoredPair(
-        name=score.name,
-        text=case.text,
-        image=_data_uri(strip(pair.before, aligned, *panels, TILE_PX)),
-        truth_image=_data_uri(tinted(pair.before, pair.truth, TILE_PX)),
-        facts={
-            "IoU": f"{score.iou:.3f}",
-            "precision": f"{score.precision:.3f}",
-            "recall": f"{score.recall:.3f}",
-            "boundary F": f"{score.boundary_f:.3f}",
-            "truth": score.truth,
-            "verdict": score.verdict if not score.reason else f"{score.verdict} ({score.reason})",
-            "family": score.family or "not given",
-            "strength": "not given" if score.strength is None else f"{score.strength:g}",
-            "corners": "not known" if score.corner_px is None else f"{score.corner_px:.2f} px off",
-            "confidence": f"alignment {score.align_confidence:.2f}, mask {score.mask_confidence:.2f}",
-        },
-    )
-
-
-def _data_uri(image: RGB) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, 80)).decode()
+def _percentile(values: Sequence[float], percent: float) -> float | None:
+    return float(np.percentile(values, percent)) if values else None

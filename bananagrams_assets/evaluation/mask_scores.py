@@ -1,4 +1,4 @@
-"""How good a mask is against a true one, and how far a confidence can be believed."""
+"""Scores of a mask against a true mask, and calibration of a confidence."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from bananagrams_assets.vision.images import Mask
 
-BOUNDARY_PX = 2
-"""How far an outline may be off in boundary F."""
+BOUNDARY_TOLERANCE_PX = 2
+"""Largest distance between matching outline pixels in boundary F."""
 
 
 @dataclass(frozen=True)
 class MaskScores:
-    """All 0..1. `false_area`: the share of known pixels that the mask holds wrongly."""
+    """Scores 0..1. `false_area`: share of the valid pixels that are wrongly in the mask."""
 
     iou: float
     precision: float
@@ -26,62 +26,67 @@ class MaskScores:
     false_area: float
 
 
-def score_mask(found: Mask, truth: Mask, known: Mask) -> MaskScores:
-    """Scores of a mask over the known pixels; all three bool (H, W).
+def score_mask(mask: Mask, truth: Mask, valid: Mask) -> MaskScores:
+    """Score a mask over the valid pixels; all three bool (H, W).
 
-    Of two empty masks everything is 1. Precision of an empty mask is 1, recall of an empty truth is 1.
+    Two empty masks score 1. The precision of an empty mask and the recall of an empty truth are 1.
     """
-    found, truth = found & known, truth & known
-    both, either = int((found & truth).sum()), int((found | truth).sum())
-    area, true_area = int(found.sum()), int(truth.sum())
+    mask, truth = mask & valid, truth & valid
+    intersection, union = int((mask & truth).sum()), int((mask | truth).sum())
+    area, true_area = int(mask.sum()), int(truth.sum())
     return MaskScores(
-        iou=both / either if either else 1.0,
-        precision=both / area if area else 1.0,
-        recall=both / true_area if true_area else 1.0,
-        boundary_f=boundary_f(found, truth, known),
-        false_area=(area - both) / max(1, int(known.sum())),
+        iou=intersection / union if union else 1.0,
+        precision=intersection / area if area else 1.0,
+        recall=intersection / true_area if true_area else 1.0,
+        boundary_f=boundary_f_px(mask, truth, valid),
+        false_area=(area - intersection) / max(1, int(valid.sum())),
     )
 
 
-def boundary_f(found: Mask, truth: Mask, known: Mask, tolerance_px: int = BOUNDARY_PX) -> float:
-    """F-measure of outlines that may be `tolerance_px` apart (Perazzi et al., CVPR 2016).
+def boundary_f_px(mask: Mask, truth: Mask, valid: Mask, tolerance_px: int = BOUNDARY_TOLERANCE_PX) -> float:
+    """Return the F-measure of outline pixels with a tolerance in px (Perazzi et al., CVPR 2016).
 
-    Where a mask runs into the unknown or out of the picture it has no outline. 1 where both have none, 0
-    where one has.
+    A mask has no outline where it meets invalid pixels or the image's frame. Two masks without an outline
+    score 1, one with and one without score 0.
     """
-    one, other = _outline(found, known), _outline(truth, known)
-    if not one.any() or not other.any():
-        return float(one.any() == other.any())
-    near_other = cv2.distanceTransform((~other).astype(np.uint8), cv2.DIST_L2, 5) <= tolerance_px
-    near_one = cv2.distanceTransform((~one).astype(np.uint8), cv2.DIST_L2, 5) <= tolerance_px
-    precision, recall = float(near_other[one].mean()), float(near_one[other].mean())
+    outline, true_outline = _outline(mask, valid), _outline(truth, valid)
+    if not outline.any() or not true_outline.any():
+        return float(outline.any() == true_outline.any())
+    precision = _share_within(outline, true_outline, tolerance_px)
+    recall = _share_within(true_outline, outline, tolerance_px)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _outline(mask: Mask, known: Mask) -> Mask:
-    """Pixels of the mask with a known pixel outside the mask above, below, left or right."""
+def _share_within(outline: Mask, other: Mask, tolerance_px: int) -> float:
+    """Return the share of an outline's pixels within `tolerance_px` of the other outline."""
+    distance = cv2.distanceTransform((~other).astype(np.uint8), cv2.DIST_L2, 5)
+    return float((distance <= tolerance_px)[outline].mean())
+
+
+def _outline(mask: Mask, valid: Mask) -> Mask:
+    """Return pixels of the mask with a valid pixel outside the mask above, below, left or right."""
     cross = np.asarray(cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), np.uint8)
-    outside = (known & ~mask).astype(np.uint8)
+    outside = (valid & ~mask).astype(np.uint8)
     return np.asarray(mask & (cv2.dilate(outside, cross, borderValue=0) > 0))
 
 
 def auroc(confidence: Sequence[float], good: Sequence[bool]) -> float | None:
-    """The chance that a good one has a higher confidence than a bad one, ties counting half.
+    """Return the probability that a good item has a higher confidence than a bad one; ties count half.
 
-    None where all are good or all are bad.
+    None if all items are good or all are bad.
     """
     values, is_good = np.asarray(confidence, np.float64), np.asarray(good, bool)
-    wins, losses = values[is_good], values[~is_good]
-    if not len(wins) or not len(losses):
+    positive, negative = values[is_good], values[~is_good]
+    if not len(positive) or not len(negative):
         return None
-    ordered = np.sort(losses)
-    below, up_to = np.searchsorted(ordered, wins, "left"), np.searchsorted(ordered, wins, "right")
-    return float((below + up_to).sum() / (2 * len(wins) * len(losses)))
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, "left")
+    below_or_equal = np.searchsorted(ordered, positive, "right")
+    return float((below + below_or_equal).sum() / (2 * len(positive) * len(negative)))
 
 
 def reliability(confidence: Sequence[float], good: Sequence[bool], bins: int = 10) -> list[dict[str, float]]:
-    """For each tenth of the range of confidence that occurs: `from`, `to`, `count`, mean `confidence`, share
-    `good`."""
+    """Return the nonempty bins of confidence: `from`, `to`, `count`, mean `confidence` and share `good`."""
     values: NDArray[np.float64] = np.asarray(confidence, np.float64)
     is_good = np.asarray(good, bool)
     index = np.clip((values * bins).astype(int), 0, bins - 1)
@@ -99,7 +104,7 @@ def reliability(confidence: Sequence[float], good: Sequence[bool], bins: int = 1
 
 
 def calibration_error(confidence: Sequence[float], good: Sequence[bool], bins: int = 10) -> float | None:
-    """Expected calibration error (Guo et al., ICML 2017): |confidence - share good|, averaged over all."""
+    """Return the expected calibration error (Guo et al., ICML 2017): mean |confidence - share good|."""
     rows = reliability(confidence, good, bins)
     if not rows:
         return None

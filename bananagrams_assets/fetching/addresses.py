@@ -1,8 +1,8 @@
-"""Which machines may be asked for pictures: those on the public internet.
+"""Restrict requests to hosts on the public internet.
 
-A manifest comes from outside and names any URL; a builder that follows them all would fetch from inside
-its own network (server-side request forgery, CWE-918). The check is made on the addresses that are
-connected to, after name resolution, so no name and no redirect goes around it.
+A manifest may name any URL. Following all of them would let a manifest read from the builder's own network
+(server-side request forgery, CWE-918). The check runs on the address of the connection, after name
+resolution, so that neither a host name nor a redirect can bypass it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 ALLOW_VARIABLE = "BANANAGRAMS_ALLOW_HOSTS"
-"""Environment: names, addresses and networks (CIDR), comma-separated, that may be asked all the same."""
+"""Environment variable: comma-separated names, addresses and networks (CIDR) that are allowed although they
+are not public."""
 
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 
@@ -25,11 +26,11 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class HostRefusedError(Exception):
-    """A host that lies outside the public internet and is not allowed."""
+    """The host is neither on the public internet nor in the allow list."""
 
 
-class Allowed:
-    """Hosts that are allowed beside the public ones."""
+class HostAllowList:
+    """Non-public hosts that are allowed, parsed from a comma-separated list."""
 
     def __init__(self, entries: str) -> None:
         self.names: set[str] = set()
@@ -41,62 +42,66 @@ class Allowed:
                 self.names.add(entry.rstrip("."))
 
     @classmethod
-    def from_environment(cls) -> Allowed:
+    def from_environment(cls) -> HostAllowList:
         return cls(os.environ.get(ALLOW_VARIABLE, ""))
 
     def accepts(self, host: str, address: Address) -> bool:
-        """Whether `address`, to which `host` leads, may be connected to."""
+        """Return whether connections to `address`, which `host` resolves to, are allowed."""
         if host.lower().rstrip(".") in self.names or is_public(address):
             return True
-        candidates = (address, _embedded(address))
+        candidates = (address, _embedded_ipv4(address))
         return any(candidate in network for candidate in candidates if candidate for network in self.networks)
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the public internet; an IPv4 address inside an IPv6 one counts too."""
-    embedded = _embedded(address)
+    """Return whether an address is on the public internet. An IPv6 address that embeds an IPv4 address is
+    classified by the latter."""
+    embedded = _embedded_ipv4(address)
     if embedded is not None:
         return is_public(embedded)
     return address.is_global and not address.is_multicast
 
 
 @lru_cache(maxsize=1024)
-def check_literal(host: str, allowed: Allowed) -> None:
-    """Check a host that is an address itself: such a one is never resolved. Raises HostRefusedError."""
+def check_address_literal(host: str, allow_list: HostAllowList) -> None:
+    """Raise HostRefusedError if `host` is an address literal that is not allowed.
+
+    Address literals bypass `PublicResolver`. Host names pass.
+    """
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
         return
-    if not allowed.accepts(host, address):
+    if not allow_list.accepts(host, address):
         raise HostRefusedError(_refusal(host, [str(address)]))
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves names and keeps the addresses that may be connected to."""
+    """Resolver that drops the addresses that are not allowed."""
 
-    def __init__(self, allowed: Allowed) -> None:
-        self._allowed = allowed
+    def __init__(self, allow_list: HostAllowList) -> None:
+        self._allow_list = allow_list
         self._resolver = ThreadedResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """As `AbstractResolver.resolve`; raises HostRefusedError where no address may be used."""
-        found = await self._resolver.resolve(host, port, family)
-        kept = [
+        """Implement `AbstractResolver.resolve`. Raise HostRefusedError if no address is allowed."""
+        results = await self._resolver.resolve(host, port, family)
+        allowed = [
             result
-            for result in found
-            if self._allowed.accepts(host, ipaddress.ip_address(result["host"].partition("%")[0]))
+            for result in results
+            if self._allow_list.accepts(host, ipaddress.ip_address(result["host"].partition("%")[0]))
         ]
-        if found and not kept:
-            raise HostRefusedError(_refusal(host, sorted({result["host"] for result in found})))
-        return kept
+        if results and not allowed:
+            raise HostRefusedError(_refusal(host, sorted({result["host"] for result in results})))
+        return allowed
 
     async def close(self) -> None:
         await self._resolver.close()
 
 
-def _embedded(address: Address) -> ipaddress.IPv4Address | None:
+def _embedded_ipv4(address: Address) -> ipaddress.IPv4Address | None:
     if isinstance(address, ipaddress.IPv4Address):
         return None
     if address in _NAT64:
@@ -105,5 +110,5 @@ def _embedded(address: Address) -> ipaddress.IPv4Address | None:
 
 
 def _refusal(host: str, addresses: list[str]) -> str:
-    where = f"{host} ({', '.join(addresses)})" if addresses != [host] else host
-    return f"host is not on the public internet: {where}; list it in {ALLOW_VARIABLE} to allow it"
+    resolved = f"{host} ({', '.join(addresses)})" if addresses != [host] else host
+    return f"host is not on the public internet: {resolved}; list it in {ALLOW_VARIABLE} to allow it"

@@ -1,4 +1,4 @@
-"""Fetching pictures politely: few at a time, patient with busy servers, bounded in bytes and in time."""
+"""Fetch URLs with limits on concurrency, size and time, and retry transient failures."""
 
 from __future__ import annotations
 
@@ -20,38 +20,42 @@ from ..config import FetchSettings
 from ..errors import BananagramsError
 from ..profiles import home_folder
 from .opt_out import opt_out
-from .rate_limits import LONGEST_PAUSE_S, HostAtRest, Pacer, Turn
+from .rate_limits import MAX_PAUSE_S, CircuitOpen, Permit, RateLimiter
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
-    from .addresses import Allowed
+    from .addresses import HostAllowList
 
-REDIRECTS = 5
-BODIES = 2
-"""Bodies in memory, in units of `fetch.concurrency`: what waits to be stored holds up what is to come."""
+MAX_REDIRECTS = 5
+BODIES_PER_CONNECTION = 2
+"""Maximum number of bodies in memory per unit of `fetch.concurrency`. Bodies that wait for storage block
+further downloads."""
 
-_BUFFER = 2**20
-_BUSY = frozenset({429, 503})
-_PASSING = frozenset({408, 425})
-_OURS = frozenset({errno.EMFILE, errno.ENFILE})
+_READ_BUFFER_BYTES = 2**20
+_BUSY_STATUS = frozenset({429, 503})
+_RETRYABLE_STATUS = frozenset({408, 425})
+"""In addition to all of 5xx."""
+_LOCAL_ERRNO = frozenset({errno.EMFILE, errno.ENFILE})
+"""Connection errors caused by this machine."""
 
 Status: TypeAlias = Literal["ok", "failed", "refused"]
-IsWhole: TypeAlias = Callable[[bytes], bool]
+IsComplete: TypeAlias = Callable[[bytes], bool]
 
 
 class FetchError(BananagramsError, RuntimeError):
-    """Fetching is impossible on this machine as it stands, whatever is asked for."""
+    """This machine cannot fetch anything, whatever the URL."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """What came of one URL.
+class FetchResult:
+    """Result of fetching one URL.
 
-    `status` is "ok", "failed" (the server or the network) or "refused" (our own limits, or the server's
-    wish not to be used); `chunks` is the body as it came; `may_pass` tells of a failure whether it might be
-    gone another day; `http_status` is the last answer's, 0 where there was none; `attempts` counts tries,
-    `bytes` what was read in the last one and `seconds` all of it, waits included.
+    `status` is "ok", "failed" (server or network) or "refused" (local limits, or an opt-out by the server).
+    `chunks` is the body as received. `retryable` marks a failure that a later run may not see again.
+    `http_status` is that of the last response, 0 without one. `attempts` counts requests with their
+    redirects as one, `bytes` is the number of bytes read by the last attempt, `seconds` the total duration
+    including waits.
     """
 
     status: Status
@@ -65,34 +69,34 @@ class Fetched:
 
 
 @dataclass
-class _Trial:
-    """One try as it goes: what is known of it when it is cut short."""
+class _Attempt:
+    """State of one attempt, readable after it was aborted."""
 
     http_status: int = 0
     size: int = 0
     chunks: list[bytes] = field(default_factory=list)
     delimited: bool = True
-    """Whether the server said where the body ends."""
-    has_place: bool = False
+    """Whether the response specified where the body ends."""
+    has_body_slot: bool = False
 
 
 @dataclass
-class _Clock:
-    """When a picture must be there: `deadline_s` after its first request began."""
+class _Deadline:
+    """Deadline of one URL: `limit_s` after its first request started."""
 
-    deadline_s: float
+    limit_s: float
     ends: float | None = None
 
     def start(self) -> None:
-        # Waiting for a first turn behind others is no slowness of this picture.
+        # Time spent waiting for the first permit does not count.
         if self.ends is None:
-            self.ends = time.monotonic() + self.deadline_s
+            self.ends = time.monotonic() + self.limit_s
 
-    def left_s(self) -> float:
-        return self.deadline_s if self.ends is None else self.ends - time.monotonic()
+    def remaining_s(self) -> float:
+        return self.limit_s if self.ends is None else self.ends - time.monotonic()
 
 
-class _Failure(Exception):
+class _FetchFailure(Exception):
     def __init__(
         self, reason: str, status: Status = "failed", retryable: bool = False, wait_s: float | None = None
     ) -> None:
@@ -101,197 +105,209 @@ class _Failure(Exception):
 
 
 class Fetcher:
-    """Fetches URLs over shared connections; made by `open_fetcher`."""
+    """Fetches URLs over shared connections. Created by `open_fetcher`."""
 
     def __init__(
-        self, session: ClientSession, settings: FetchSettings, allowed: Allowed, pacer: Pacer
+        self, session: ClientSession, settings: FetchSettings, allow_list: HostAllowList, limiter: RateLimiter
     ) -> None:
-        self._session, self._settings, self._allowed, self._pacer = session, settings, allowed, pacer
-        self._room = asyncio.Semaphore(settings.concurrency)
-        self.places = asyncio.Semaphore(BODIES * settings.concurrency)
-        """One for each body in memory; who holds others than fetched ones takes theirs here."""
+        self._session, self._settings = session, settings
+        self._allow_list, self._limiter = allow_list, limiter
+        self._connections = asyncio.Semaphore(settings.concurrency)
+        self.body_slots = asyncio.Semaphore(BODIES_PER_CONNECTION * settings.concurrency)
+        """One slot per body in memory. Callers that hold bodies from elsewhere acquire slots here too."""
         self._random = random.Random()
 
     @asynccontextmanager
-    async def fetch(self, url: str, is_whole: IsWhole = bool) -> AsyncIterator[Fetched]:
-        """Fetch one URL; what goes wrong with it is in the result. Never raises for a URL's sake.
+    async def fetch(self, url: str, is_complete: IsComplete = bool) -> AsyncIterator[FetchResult]:
+        """Fetch one URL; every failure of the URL is reported in the result, not raised.
 
-        The body takes one of BODIES x `concurrency` places until the `with` block ends. `is_whole` judges
-        a body that came without its length: only its content tells whether it was cut. Raises FetchError
+        The body occupies one of `body_slots` until the `with` block ends. `is_complete` checks a body
+        without a declared length, as only its content shows whether it was truncated. Raises FetchError
         for faults of this machine.
         """
-        async with contextlib.AsyncExitStack() as places:
-            yield await self._fetch(url, is_whole, places)
+        async with contextlib.AsyncExitStack() as body_slot:
+            yield await self._fetch(url, is_complete, body_slot)
 
-    async def _fetch(self, url: str, is_whole: IsWhole, places: contextlib.AsyncExitStack) -> Fetched:
-        start, clock, attempt = time.monotonic(), _Clock(self._settings.deadline_s), 0
+    async def _fetch(
+        self, url: str, is_complete: IsComplete, body_slot: contextlib.AsyncExitStack
+    ) -> FetchResult:
+        start, deadline, attempts = time.monotonic(), _Deadline(self._settings.deadline_s), 0
         while True:
-            attempt += 1
-            trial = _Trial()
-            failure = await self._try(url, trial, clock, is_whole)
-            if trial.has_place and failure is None:
-                places.callback(self.places.release)
-            elif trial.has_place:
-                self.places.release()
+            attempts += 1
+            attempt = _Attempt()
+            failure = await self._attempt(url, attempt, deadline, is_complete)
+            if attempt.has_body_slot and failure is None:
+                body_slot.callback(self.body_slots.release)
+            elif attempt.has_body_slot:
+                self.body_slots.release()
             if failure is None:
-                outcome = _Failure("", "ok")
+                outcome = _FetchFailure("", "ok")
                 break
             outcome = failure
-            wait = self._wait_s(failure, attempt)
-            if wait is None or wait >= clock.left_s():
+            wait = self._wait_s(failure, attempts)
+            if wait is None or wait >= deadline.remaining_s():
                 break
             await asyncio.sleep(wait)
         seconds = time.monotonic() - start
-        return Fetched(
-            outcome.status, outcome.reason, trial.chunks if outcome.status == "ok" else (), trial.http_status,
-            attempt, trial.size, seconds, outcome.retryable,
+        return FetchResult(
+            outcome.status, outcome.reason, attempt.chunks if outcome.status == "ok" else (),
+            attempt.http_status, attempts, attempt.size, seconds, outcome.retryable,
         )  # fmt: skip
 
-    def _wait_s(self, failure: _Failure, attempt: int) -> float | None:
-        """Seconds until the next try: exponential backoff with jitter, or what the server asked for."""
-        if not failure.retryable or attempt >= self._settings.attempts:
+    def _wait_s(self, failure: _FetchFailure, attempts: int) -> float | None:
+        """Return the delay before the next attempt in seconds, or None for no further attempt.
+
+        It is exponential backoff with jitter, or the delay that the server requested.
+        """
+        if not failure.retryable or attempts >= self._settings.attempts:
             return None
-        backoff: float = self._settings.backoff_s * 2 ** (attempt - 1)
+        backoff: float = self._settings.backoff_s * 2 ** (attempts - 1)
         if failure.wait_s is None:
-            return min(backoff * self._random.uniform(0.5, 1.5), LONGEST_PAUSE_S)
-        if failure.wait_s > LONGEST_PAUSE_S:
+            return min(backoff * self._random.uniform(0.5, 1.5), MAX_PAUSE_S)
+        if failure.wait_s > MAX_PAUSE_S:
             return None
-        # The jitter keeps those who wait for one server from coming back all at once.
+        # The jitter keeps all clients that wait for one server from returning at the same moment.
         return failure.wait_s + self._random.uniform(0, min(backoff, 1.0))
 
-    async def _try(self, url: str, trial: _Trial, clock: _Clock, is_whole: IsWhole) -> _Failure | None:
+    async def _attempt(
+        self, url: str, attempt: _Attempt, deadline: _Deadline, is_complete: IsComplete
+    ) -> _FetchFailure | None:
         import aiohttp
 
         from .addresses import HostRefusedError
 
         try:
-            await self._follow(url, trial, clock)
-            if not trial.delimited and not await asyncio.to_thread(is_whole, b"".join(trial.chunks)):
-                raise _cut(trial)
-        except _Failure as failure:
+            await self._follow_redirects(url, attempt, deadline)
+            if not attempt.delimited and not await asyncio.to_thread(is_complete, b"".join(attempt.chunks)):
+                raise _truncated(attempt)
+        except _FetchFailure as failure:
             return failure
         except HostRefusedError as error:
-            return _Failure(str(error), "refused")
-        except HostAtRest as error:
-            return _Failure(str(error), retryable=True, wait_s=math.inf)
+            return _FetchFailure(str(error), "refused")
+        except CircuitOpen as error:
+            return _FetchFailure(str(error), retryable=True, wait_s=math.inf)
         except asyncio.TimeoutError:
-            limit = "fetch.timeout_s" if clock.left_s() > 0 else "fetch.deadline_s"
-            value = self._settings.timeout_s if clock.left_s() > 0 else self._settings.deadline_s
-            return _Failure(f"timeout: no end after {value:g} s ({limit})", retryable=True)
+            setting = "timeout_s" if deadline.remaining_s() > 0 else "deadline_s"
+            limit_s = getattr(self._settings, setting)
+            return _FetchFailure(f"timeout: incomplete after {limit_s:g} s (fetch.{setting})", retryable=True)
         except aiohttp.ClientPayloadError:
-            return _cut(trial)
+            return _truncated(attempt)
         except aiohttp.InvalidURL:
-            return _Failure(f"not a URL: {url[:200]}")
+            return _FetchFailure(f"not a URL: {url[:200]}")
         except (aiohttp.ClientConnectionError, ConnectionError) as error:
-            if isinstance(error, OSError) and error.errno in _OURS:
-                raise FetchError(f"no more connections can be opened: {_words(error)}") from error
-            return _Failure(f"no connection: {_words(error)}", retryable=True)
+            if isinstance(error, OSError) and error.errno in _LOCAL_ERRNO:
+                raise FetchError(f"{url[:200]}: cannot open another connection: {_message(error)}") from error
+            return _FetchFailure(f"no connection: {_message(error)}", retryable=True)
         except (aiohttp.ClientError, ValueError) as error:
-            return _Failure(f"bad answer: {_words(error)}")
+            return _FetchFailure(f"bad answer: {_message(error)}")
         return None
 
-    async def _follow(self, url: str, trial: _Trial, clock: _Clock) -> None:
-        from .addresses import check_literal
+    async def _follow_redirects(self, url: str, attempt: _Attempt, deadline: _Deadline) -> None:
+        from .addresses import check_address_literal
 
-        left_s = self._settings.timeout_s
-        for _ in range(REDIRECTS + 1):
+        remaining_s = self._settings.timeout_s
+        for _ in range(MAX_REDIRECTS + 1):
             parts = urllib.parse.urlsplit(url)
             if parts.scheme not in ("http", "https"):
-                raise _Failure(f"redirect to another scheme: {url[:200]}", "refused")
-            check_literal(parts.hostname or "", self._allowed)
+                raise _FetchFailure(f"redirect to another scheme: {url[:200]}", "refused")
+            check_address_literal(parts.hostname or "", self._allow_list)
             async with contextlib.AsyncExitStack() as stack:
-                waiting = stack.enter_async_context(self._pacer.turn(url, self._room))
-                # A first turn is waited for as long as it takes, a further one by the deadline.
-                turn = await (waiting if clock.ends is None else asyncio.wait_for(waiting, clock.left_s()))
-                clock.start()
+                waiting = stack.enter_async_context(self._limiter.permit(url, self._connections))
+                # The wait for the first permit is unlimited; later ones count towards the deadline.
+                permit = await (
+                    waiting if deadline.ends is None else asyncio.wait_for(waiting, deadline.remaining_s())
+                )
+                deadline.start()
                 began = time.monotonic()
-                location = await self._ask(url, trial, turn, min(left_s, clock.left_s()))
-                left_s -= time.monotonic() - began
+                timeout_s = min(remaining_s, deadline.remaining_s())
+                location = await self._request(url, attempt, permit, timeout_s)
+                remaining_s -= time.monotonic() - began
             if location is None:
                 return
             if not location:
-                raise _Failure("redirect to nowhere: no Location")
+                raise _FetchFailure("redirect to nowhere: no Location header")
             url = urllib.parse.urljoin(url, location)
-        raise _Failure(f"too many redirects: over {REDIRECTS}")
+        raise _FetchFailure(f"too many redirects: over {MAX_REDIRECTS}")
 
-    async def _ask(self, url: str, trial: _Trial, turn: Turn, seconds: float) -> str | None:
-        """Make one request; returns where it redirects to, None once the body is read."""
+    async def _request(self, url: str, attempt: _Attempt, permit: Permit, timeout_s: float) -> str | None:
+        """Send one request; return the redirect's target ("" without Location), or None for a read body."""
         import aiohttp
 
-        # aiohttp takes 0 for no limit.
-        limit = aiohttp.ClientTimeout(total=max(seconds, 0.001))
-        async with self._session.get(url, allow_redirects=False, timeout=limit) as response:
-            trial.http_status = response.status
-            if response.status in _BUSY:
+        # aiohttp treats 0 as no limit.
+        timeout = aiohttp.ClientTimeout(total=max(timeout_s, 0.001))
+        async with self._session.get(url, allow_redirects=False, timeout=timeout) as response:
+            attempt.http_status = response.status
+            if response.status in _BUSY_STATUS:
                 wait_s = retry_after_s(response.headers.get("Retry-After"))
-                turn.complain(wait_s)
-                raise _Failure(f"HTTP {response.status}", retryable=True, wait_s=wait_s)
-            turn.praise()
+                permit.on_throttle(wait_s)
+                raise _FetchFailure(f"HTTP {response.status}", retryable=True, wait_s=wait_s)
+            permit.on_success()
             if response.status in (301, 302, 303, 307, 308):
                 return response.headers.get("Location", "")
             if response.status != 200:
-                passing = response.status in _PASSING or response.status >= 500
-                raise _Failure(f"HTTP {response.status}", retryable=passing)
-            await self._read(response, trial)
+                retryable = response.status in _RETRYABLE_STATUS or response.status >= 500
+                raise _FetchFailure(f"HTTP {response.status}", retryable=retryable)
+            await self._read_body(response, attempt)
             return None
 
-    async def _read(self, response: ClientResponse, trial: _Trial) -> None:
-        headers = response.headers
+    async def _read_body(self, response: ClientResponse, attempt: _Attempt) -> None:
+        headers, max_bytes = response.headers, self._settings.max_bytes
         if self._settings.honour_opt_out:
             robots = headers.getall("X-Robots-Tag", [])
             if directive := opt_out(robots, headers.get("TDM-Reservation")):
-                raise _Failure(f"opted out: {directive} (fetch.honour_opt_out)", "refused")
-        if (response.content_length or 0) > self._settings.max_bytes:
-            raise self._too_large(f"{response.content_length:,} bytes announced")
-        await self.places.acquire()
-        trial.has_place = True
-        trial.delimited = response.content_length is not None or "Transfer-Encoding" in headers
+                raise _FetchFailure(f"opted out: {directive} (fetch.honour_opt_out)", "refused")
+        if (response.content_length or 0) > max_bytes:
+            raise _too_large(f"{response.content_length:,} bytes announced", max_bytes)
+        await self.body_slots.acquire()
+        attempt.has_body_slot = True
+        attempt.delimited = response.content_length is not None or "Transfer-Encoding" in headers
         async for chunk in response.content.iter_any():
-            trial.chunks.append(chunk)
-            trial.size += len(chunk)
-            if trial.size > self._settings.max_bytes:
-                raise self._too_large("the answer goes on")
-
-    def _too_large(self, detail: str) -> _Failure:
-        limit = f"the limit is {self._settings.max_bytes:,} (fetch.max_bytes)"
-        return _Failure(f"file too large: {detail}, {limit}", "refused")
+            attempt.chunks.append(chunk)
+            attempt.size += len(chunk)
+            if attempt.size > max_bytes:
+                raise _too_large(f"over {max_bytes:,} bytes received", max_bytes)
 
 
 @asynccontextmanager
 async def open_fetcher(settings: FetchSettings) -> AsyncIterator[Fetcher]:
-    """A fetcher whose connections live as long as the `with` block."""
+    """Open a Fetcher whose connections are closed at the end of the `with` block."""
     import aiohttp
 
-    from .addresses import Allowed, PublicResolver
+    from .addresses import HostAllowList, PublicResolver
 
-    allowed = Allowed.from_environment()
+    allow_list = HostAllowList.from_environment()
     agent = f"{settings.user_agent} +{settings.contact}" if settings.contact else settings.user_agent
-    connector = aiohttp.TCPConnector(limit=settings.concurrency, resolver=PublicResolver(allowed))
-    pacer = Pacer(home_folder() / "pace", settings)
+    connector = aiohttp.TCPConnector(limit=settings.concurrency, resolver=PublicResolver(allow_list))
+    limiter = RateLimiter(home_folder() / "pace", settings)
     async with aiohttp.ClientSession(
         connector=connector,
-        # Pictures are compressed already; a compressed answer could unpack to any size.
+        # Images are already compressed, and a compressed response could expand to any size.
         headers={"User-Agent": agent, "Accept-Encoding": "identity"},
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
-        read_bufsize=_BUFFER,
+        read_bufsize=_READ_BUFFER_BYTES,
     ) as session:
-        # On a kept connection that turns out closed, aiohttp asks again by itself, outside the pace and the
-        # count of tries. It has no public switch for that; its own test client sets this one.
+        # aiohttp silently repeats a request whose kept-alive connection was closed, which bypasses the rate
+        # limiter and the attempt count. It has no public switch; its own test client sets this attribute.
         session._retry_connection = False
         try:
-            yield Fetcher(session, settings, allowed, pacer)
+            yield Fetcher(session, settings, allow_list, limiter)
         except OSError as error:
-            # A file of the pacer: what goes wrong with a request is no exception out here.
-            if str(pacer.folder) not in str(error.filename):
+            # Errors of requests are in their results, so only files of the rate limiter concern us here.
+            if str(limiter.folder) not in str(error.filename):
                 raise
-            raise FetchError(f"{error.filename}: {error.strerror}; all runs keep their pace there") from error
+            raise FetchError(
+                f"{error.filename}: {error.strerror}; make this file of the rate limiter writable"
+            ) from error
         finally:
-            pacer.close()
+            limiter.close()
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Seconds asked for by a Retry-After header (RFC 9110, 10.2.3): a number or a date; None for neither."""
+    """Return the delay in seconds that a Retry-After header requests (RFC 9110, 10.2.3).
+
+    Accepts a number of seconds or a date; returns None for anything else.
+    """
     if not value:
         return None
     if value.strip().isascii() and value.strip().isdigit():
@@ -305,9 +321,14 @@ def retry_after_s(value: str | None) -> float | None:
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
-def _cut(trial: _Trial) -> _Failure:
-    return _Failure(f"body cut short: {trial.size} bytes came", retryable=True)
+def _too_large(detail: str, max_bytes: int) -> _FetchFailure:
+    reason = f"file too large: {detail}, the limit is {max_bytes:,} (fetch.max_bytes)"
+    return _FetchFailure(reason, "refused")
 
 
-def _words(error: BaseException) -> str:
+def _truncated(attempt: _Attempt) -> _FetchFailure:
+    return _FetchFailure(f"body cut short: {attempt.size} bytes received", retryable=True)
+
+
+def _message(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

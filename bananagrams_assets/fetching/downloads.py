@@ -1,4 +1,4 @@
-"""One picture of a pair: where it may come from, how it is had, what is kept of it."""
+"""Download the images of pairs: candidate URLs, integrity checks, and bodies until they are stored."""
 
 from __future__ import annotations
 
@@ -14,56 +14,59 @@ from typing import Any, TypeAlias
 
 from ..config import FetchSettings
 from ..vision.images import ImageError, decode, encode_jpeg, fit
-from .client import Fetched, Fetcher
-from .image_integrity import Data, check_whole, may_be_cut, probe_header
+from .client import Fetcher, FetchResult, Status
+from .image_integrity import Data, check_complete, may_be_truncated, probe_header
 from .spool import Member, Spool
 
-PARTS = ("input", "edited")
+PAIR_PARTS = ("input", "edited")
 LOCAL = "local"
 FITTED_QUALITY = 95
-"""JPEG quality of both pictures where they were fitted. PNG would keep the edited one exact for four to
-five times the bytes; on the photographs that scikit-image ships this quality is off by 0.1 to 2.5 of 255
-on average, most in fine colour texture."""
+"""JPEG quality of both images after resizing. PNG would keep the edited image exact but takes four to five
+times the bytes. On the photos shipped with scikit-image this quality has a mean error of 0.1 to 2.5 of 255,
+mostly in fine colour texture."""
 
 _LOCAL_PREFIX = "local:"
-_ROOM = 2**22
-_MOMENT_S = 0.3
-"""How long a finished picture waits in memory for its turn: as long it is lost if the process is killed."""
-_FETCHED = [field.name for field in fields(Fetched) if field.name != "chunks"]
+_BUFFER_BYTES = 2**22
+_SPILL_AFTER_S = 0.3
+"""An image waits in memory this long before it goes to the spool. A killed process loses it until then."""
+_RESULT_FIELDS = [field.name for field in fields(FetchResult) if field.name != "chunks"]
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
-_MISSING = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
+_UNREADABLE_ERRNO = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
-Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
+StartTask: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadedImage:
-    """How a picture came (without its bytes), from where, and what it is."""
+    """A downloaded image without its bytes, or a failed download.
 
-    fetched: Fetched
-    origin: str
+    `sha256` is the digest of the received bytes, `stored_sha256` that of the bytes to store. `width` and
+    `height` are those of the image to store, in px.
+    """
+
+    result: FetchResult
+    url: str
     sha256: str = ""
     extension: str = ""
     width: int = 0
     height: int = 0
     stored_sha256: str = ""
 
-    def about(self) -> dict[str, Any]:
-        """What the spool keeps of a picture beside its bytes."""
-        fetched = {name: getattr(self.fetched, name) for name in _FETCHED}
+    def metadata(self) -> dict[str, Any]:
+        """Return the metadata that the spool stores with the bytes."""
         return {
-            "fetched": fetched, "sha256": self.sha256, "extension": self.extension, "width": self.width,
-            "height": self.height,
+            "fetched": {name: getattr(self.result, name) for name in _RESULT_FIELDS},
+            "sha256": self.sha256, "extension": self.extension, "width": self.width, "height": self.height,
         }  # fmt: skip
 
     @property
     def is_local(self) -> bool:
-        return self.origin.startswith(_LOCAL_PREFIX)
+        return self.url.startswith(_LOCAL_PREFIX)
 
 
-def origins(record: Mapping[str, Any], part: str) -> list[str]:
-    """Where a part of a record may come from, best first: `local:<path>` or a URL."""
+def candidate_urls(record: Mapping[str, Any], part: str) -> list[str]:
+    """Return the URLs to try for one image of a record, best first: http(s) or `local:<path>`."""
     if part == "input" and record.get("input_candidates"):
         return list(record["input_candidates"])
     local, url = (
@@ -74,242 +77,245 @@ def origins(record: Mapping[str, Any], part: str) -> list[str]:
     return [f"{_LOCAL_PREFIX}{local}" if local else url]
 
 
-def local_path(origin: str) -> Path | None:
-    """The file of a `local:<path>` origin; None for a URL."""
-    return Path(origin.removeprefix(_LOCAL_PREFIX)) if origin.startswith(_LOCAL_PREFIX) else None
+def local_path(url: str) -> Path | None:
+    """Return the path of a `local:<path>` URL, None for any other."""
+    return Path(url.removeprefix(_LOCAL_PREFIX)) if url.startswith(_LOCAL_PREFIX) else None
 
 
-def shown(record: Mapping[str, Any], part: str, origin: str) -> str:
-    """An origin as the table has it: a record's one local file is `local`."""
+def table_url(record: Mapping[str, Any], part: str, url: str) -> str:
+    """Return a URL as the table shows it: `local` for the local file of a record without candidates."""
     if part == "input" and record.get("input_candidates"):
-        return origin
-    return LOCAL if origin.startswith(_LOCAL_PREFIX) else origin
+        return url
+    return LOCAL if url.startswith(_LOCAL_PREFIX) else url
+
+
+def image_urls(record: Mapping[str, Any]) -> set[str]:
+    """Return the URLs, without fragments, of all images that a record may need."""
+    return {_without_fragment(url) for part in PAIR_PARTS for url in candidate_urls(record, part)}
 
 
 @dataclass(eq=False)
-class Body:
-    """What is stored of a picture, while it is in memory.
+class ImageBody:
+    """The bytes to store of one image while they are in memory.
 
-    `gone` is set once the picture is in the tar, and `taken` once it is on its way there.
+    `claimed` is set when the image is about to be written to the tar, `written` once it is there.
     """
 
     data: Data
-    room: mmap.mmap | None
-    gone: asyncio.Future[None]
-    taken: bool = False
+    buffer: mmap.mmap | None
+    written: asyncio.Future[None]
+    claimed: bool = False
 
 
 class ImageDownloads:
-    """Gets pictures, each one once, however many records name it.
+    """Downloads each image once, however many records use it.
 
-    A finished picture waits in memory for a moment, and then in the spool. One that several records may
-    need is there from the beginning.
+    A downloaded image waits briefly in memory and then in the spool. An image that several records may need
+    goes to the spool at once.
     """
 
     def __init__(
-        self, fetcher: Fetcher, spool: Spool, settings: FetchSettings, needed: Counter[str], start: Start
+        self, fetcher: Fetcher, spool: Spool, settings: FetchSettings, uses: Counter[str], start: StartTask
     ) -> None:
-        """`needed` counts the records by the pictures that they name (see `names`); `start` begins a task."""
+        """`uses` counts the records that need each of their `image_urls`; `start` starts a task."""
         self._fetcher, self._spool, self._settings = fetcher, spool, settings
-        self._needed, self._start = needed, start
-        self._done: dict[str, asyncio.Future[DownloadedImage]] = {}
-        self._bodies: dict[str, Body] = {}
-        self._rooms: list[mmap.mmap] = []
+        self._uses, self._start = uses, start
+        self._images: dict[str, asyncio.Future[DownloadedImage]] = {}
+        self._bodies: dict[str, ImageBody] = {}
+        self._free_buffers: list[mmap.mmap] = []
         self.fetched = self.resumed = self.bytes = 0
 
-    def begin(self, origin: str) -> None:
-        """Start to get what will be asked for."""
-        name = _name(origin)
-        if name not in self._done:
-            ready = self._done[name] = asyncio.get_running_loop().create_future()
-            self._start(self._obtain(name, ready))
+    def begin(self, url: str) -> None:
+        """Start downloading an image unless that has happened already."""
+        url = _without_fragment(url)
+        if url not in self._images:
+            future = self._images[url] = asyncio.get_running_loop().create_future()
+            self._start(self._download(url, future))
 
-    async def first_of(self, candidates: Sequence[str]) -> DownloadedImage:
-        """The first origin that serves a picture, else what is most worth telling of the failures.
+    async def first_available(self, candidates: Sequence[str]) -> DownloadedImage:
+        """Return the first candidate that downloads, else the most informative failure.
 
-        That is the last failure which may pass, else the last of all. Raises StoreError and OSError for
-        faults of this machine, FetchError.
+        That is the last retryable failure, else the last one. Raises FetchError, StoreError and OSError for
+        faults of this machine.
         """
         failures: list[DownloadedImage] = []
-        for origin in candidates:
-            self.begin(origin)
-            image = await self._done[_name(origin)]
-            attempts = image.fetched.attempts + sum(failed.fetched.attempts for failed in failures)
-            if image.fetched.status == "ok":
-                fetched = replace(image.fetched, attempts=attempts) if failures else image.fetched
-                return replace(image, fetched=fetched, origin=origin)
-            failures.append(replace(image, origin=origin))
+        for url in candidates:
+            self.begin(url)
+            image = await self._images[_without_fragment(url)]
+            attempts = image.result.attempts + sum(failed.result.attempts for failed in failures)
+            if image.result.status == "ok":
+                result = replace(image.result, attempts=attempts) if failures else image.result
+                return replace(image, result=result, url=url)
+            failures.append(replace(image, url=url))
         if not failures:
-            return DownloadedImage(
-                Fetched("failed", "no source: the record names no place to get it from"), ""
-            )
-        told = next((failed for failed in reversed(failures) if failed.fetched.retryable), failures[-1])
-        return replace(told, fetched=replace(told.fetched, attempts=attempts))
+            return DownloadedImage(FetchResult("failed", "no source: the record has no candidate URL"), "")
+        reported = next((failed for failed in reversed(failures) if failed.result.retryable), failures[-1])
+        return replace(reported, result=replace(reported.result, attempts=attempts))
 
-    def take(self, image: DownloadedImage) -> Body | None:
-        """The body of a picture that is ok, in memory until it is released; None: it is in the spool."""
-        body = self._bodies.get(_name(image.origin))
+    def claim(self, image: DownloadedImage) -> ImageBody | None:
+        """Keep the body of a downloaded image in memory until `release`. None if it is in the spool."""
+        body = self._bodies.get(_without_fragment(image.url))
         if body is not None:
-            body.taken = True
+            body.claimed = True
         return body
 
-    def member(self, part: str, image: DownloadedImage, body: Body | None) -> Member:
-        """A picture for the tar; may wait for the disk. Raises StoreError."""
-        data = body.data if body is not None else self._spool.read(_name(image.origin))
-        about = None if image.is_local else image.about()
-        return Member(f"{part}.{image.extension}", data, image.stored_sha256, _name(image.origin), about)
+    def member(self, part: str, image: DownloadedImage, body: ImageBody | None) -> Member:
+        """Return an image as a member of the tar; reads it from the spool if needed. Raises StoreError."""
+        url = _without_fragment(image.url)
+        data = body.data if body is not None else self._spool.read(url)
+        metadata = None if image.is_local else image.metadata()
+        return Member(f"{part}.{image.extension}", data, image.stored_sha256, url, metadata)
 
     def release(self, record: Mapping[str, Any]) -> None:
-        """Let go of the pictures of a record that is written."""
-        for name in names(record):
-            body = self._bodies.get(name)
-            if body is not None and body.taken and not body.gone.done():
-                body.gone.set_result(None)
-            self._needed[name] -= 1
-            if self._needed[name] <= 0:
-                self._spool.remove(name)
+        """Free the images of a written record, except those that other records still need."""
+        for url in image_urls(record):
+            body = self._bodies.get(url)
+            if body is not None and body.claimed and not body.written.done():
+                body.written.set_result(None)
+            self._uses[url] -= 1
+            if self._uses[url] <= 0:
+                self._spool.remove(url)
 
-    async def _obtain(self, origin: str, ready: asyncio.Future[DownloadedImage]) -> None:
+    async def _download(self, url: str, future: asyncio.Future[DownloadedImage]) -> None:
         try:
-            await self._get(origin, ready)
+            await self._load(url, future)
         except Exception as error:
-            if not ready.done():
-                ready.set_exception(error)
-                ready.exception()
+            if not future.done():
+                future.set_exception(error)
+                # Mark the exception as retrieved: nothing may be waiting for this future.
+                future.exception()
             raise
 
-    async def _get(self, origin: str, ready: asyncio.Future[DownloadedImage]) -> None:
-        path = local_path(origin)
+    async def _load(self, url: str, future: asyncio.Future[DownloadedImage]) -> None:
+        path = local_path(url)
         if path is not None:
-            async with self._fetcher.places:
-                await self._hold(origin, await asyncio.to_thread(_read_local, path, self._settings), ready)
+            async with self._fetcher.body_slots:
+                await self._hold(url, await asyncio.to_thread(_read_local, path, self._settings), future)
             return
-        about = await asyncio.to_thread(self._spool.find, origin) if self._spool.holds(origin) else None
-        if about is not None:
+        metadata = await asyncio.to_thread(self._spool.find, url) if self._spool.holds(url) else None
+        if metadata is not None:
             self.resumed += 1
-            ready.set_result(DownloadedImage(Fetched(**about.pop("fetched")), origin, **about))
+            future.set_result(DownloadedImage(FetchResult(**metadata.pop("fetched")), url, **metadata))
             return
-        async with self._fetcher.fetch(origin, lambda data: not may_be_cut(data)) as fetched:
-            self.bytes += fetched.bytes
-            self.fetched += fetched.status == "ok"
-            await self._hold(origin, fetched, ready)
+        async with self._fetcher.fetch(url, lambda data: not may_be_truncated(data)) as result:
+            self.bytes += result.bytes
+            self.fetched += result.status == "ok"
+            await self._hold(url, result, future)
 
-    async def _hold(self, origin: str, fetched: Fetched, ready: asyncio.Future[DownloadedImage]) -> None:
-        """Look at what came, and keep its body in memory until it is written, or in the spool.
+    async def _hold(self, url: str, result: FetchResult, future: asyncio.Future[DownloadedImage]) -> None:
+        """Check an image, then hold its body until it is written to the tar or the spool.
 
-        Cancelled at whatever moment, it leaves a picture that is fetched in the spool.
+        Cancellation at any point leaves a downloaded image in the spool.
         """
-        if fetched.status != "ok":
-            ready.set_result(DownloadedImage(fetched, origin))
+        if result.status != "ok":
+            future.set_result(DownloadedImage(result, url))
             return
-        work = asyncio.get_running_loop().run_in_executor(None, self._inspect, fetched, origin)
+        work = asyncio.get_running_loop().run_in_executor(None, self._prepare, result, url)
         try:
-            image, data, room = await asyncio.shield(work)
+            image, data, buffer = await asyncio.shield(work)
         except asyncio.CancelledError:
             image, data, _ = await work
             self._spill(image, data)
             raise
-        body = Body(data, room, asyncio.get_running_loop().create_future())
-        if image.fetched.status == "ok":
+        body = ImageBody(data, buffer, asyncio.get_running_loop().create_future())
+        if image.result.status == "ok":
             try:
-                if self._needed[origin] > 1:
+                if self._uses[url] > 1:
                     await asyncio.to_thread(self._spill, image, data)
                 else:
-                    self._bodies[origin] = body
-                    ready.set_result(image)
-                    await asyncio.wait((body.gone,), timeout=_MOMENT_S)
-                    if not body.taken:
+                    self._bodies[url] = body
+                    future.set_result(image)
+                    await asyncio.wait((body.written,), timeout=_SPILL_AFTER_S)
+                    if not body.claimed:
                         await asyncio.to_thread(self._spill, image, data)
-                    if body.taken:
-                        await body.gone
+                    if body.claimed:
+                        await body.written
             except asyncio.CancelledError:
-                if not body.gone.done():
+                if not body.written.done():
                     self._spill(image, data)
                 raise
-            self._bodies.pop(origin, None)
-        if not ready.done():
-            ready.set_result(image)
-        if room is not None:
-            self._rooms.append(room)
+            self._bodies.pop(url, None)
+        if not future.done():
+            future.set_result(image)
+        if buffer is not None:
+            self._free_buffers.append(buffer)
 
     def _spill(self, image: DownloadedImage, data: Data) -> None:
-        if image.fetched.status == "ok":
-            self._spool.put(image.origin, image.about(), data, image.stored_sha256)
+        if image.result.status == "ok":
+            self._spool.put(image.url, image.metadata(), data, image.stored_sha256)
 
-    def _inspect(self, fetched: Fetched, origin: str) -> tuple[DownloadedImage, Data, mmap.mmap | None]:
-        data, room = self._whole(fetched)
-        fetched = replace(fetched, chunks=())
+    def _prepare(self, result: FetchResult, url: str) -> tuple[DownloadedImage, Data, mmap.mmap | None]:
+        """Check, hash and possibly resize an image; return it, its bytes to store, and their buffer."""
+        data, buffer = self._join_chunks(result)
+        result = replace(result, chunks=())
         sha256 = hashlib.sha256(data).hexdigest()
         try:
-            stored, extension, width, height = _inspect(data, self._settings)
+            stored, extension, width, height = _stored_form(data, self._settings)
         except ImageError as error:
-            status: Any = "refused" if str(error).startswith("too large") else "failed"
-            return (
-                DownloadedImage(replace(fetched, status=status, reason=str(error)), origin, sha256),
-                data,
-                room,
-            )
+            status: Status = "refused" if str(error).startswith("too large") else "failed"
+            failure = replace(result, status=status, reason=str(error))
+            return DownloadedImage(failure, url, sha256), data, buffer
         stored_sha256 = sha256 if stored is data else hashlib.sha256(stored).hexdigest()
-        return DownloadedImage(fetched, origin, sha256, extension, width, height, stored_sha256), stored, room
+        return DownloadedImage(result, url, sha256, extension, width, height, stored_sha256), stored, buffer
 
-    def _whole(self, fetched: Fetched) -> tuple[Data, mmap.mmap | None]:
-        """The body in one piece, and the room that it is in, to be used again: new memory for each body
-        would cost as much as hashing it."""
-        chunks = fetched.chunks
+    def _join_chunks(self, result: FetchResult) -> tuple[Data, mmap.mmap | None]:
+        """Return the body in one piece, and the buffer that holds it.
+
+        Buffers are reused: allocating memory for each body would cost as much as hashing it.
+        """
+        chunks = result.chunks
         if len(chunks) == 1:
             return chunks[0], None
-        if fetched.bytes > _ROOM:
+        if result.bytes > _BUFFER_BYTES:
             return b"".join(chunks), None
-        room = self._rooms.pop() if self._rooms else mmap.mmap(-1, _ROOM)
-        view, end = memoryview(room), 0
+        buffer = self._free_buffers.pop() if self._free_buffers else mmap.mmap(-1, _BUFFER_BYTES)
+        view, end = memoryview(buffer), 0
         for chunk in chunks:
             view[end : end + len(chunk)] = chunk
             end += len(chunk)
         if isinstance(chunks, list):
-            # Who fetched it holds it still.
+            # The fetcher still references the list.
             chunks.clear()
-        return view[:end], room
+        return view[:end], buffer
 
 
-def names(record: Mapping[str, Any]) -> set[str]:
-    """What names the pictures that a record may need."""
-    return {_name(origin) for part in PARTS for origin in origins(record, part)}
+def _without_fragment(url: str) -> str:
+    """Return the URL of an image file. A fragment is never sent; it distinguishes tiles of one photo."""
+    return url if url.startswith(_LOCAL_PREFIX) else url.partition("#")[0]
 
 
-def _name(origin: str) -> str:
-    """What names one picture: a fragment is never sent, and tells tiles of one photograph apart."""
-    return origin if origin.startswith(_LOCAL_PREFIX) else origin.partition("#")[0]
+def _stored_form(data: Data, settings: FetchSettings) -> tuple[Data, str, int, int]:
+    """Return (bytes to store, extension, width, height) of a complete image. Raises ImageError.
 
-
-def _inspect(data: Data, settings: FetchSettings) -> tuple[Data, str, int, int]:
-    """(bytes to store, extension, width, height) of a whole picture. Raises PictureError.
-
-    Pixels are decoded where the picture is fitted to a smaller size.
+    Pixels are decoded only if `fetch.largest_side_px` is set.
     """
     side = settings.largest_side_px
     if side is None:
-        found = check_whole(data, settings.max_pixels)
-        return data, _EXTENSIONS.get(found.format, found.format.lower()), found.width, found.height
-    kind = probe_header(data, settings.max_pixels).format
+        header = check_complete(data, settings.max_pixels)
+        return data, _extension(header.format), header.width, header.height
+    extension = _extension(probe_header(data, settings.max_pixels).format)
     rgb = decode(bytes(data), settings.max_pixels)
-    extension = _EXTENSIONS.get(kind, kind.lower())
     if max(rgb.shape[:2]) > side:
         rgb = fit(rgb, side)
         data, extension = encode_jpeg(rgb, FITTED_QUALITY), "jpg"
     return data, extension, rgb.shape[1], rgb.shape[0]
 
 
-def _read_local(path: Path, settings: FetchSettings) -> Fetched:
+def _extension(image_format: str) -> str:
+    return _EXTENSIONS.get(image_format, image_format.lower())
+
+
+def _read_local(path: Path, settings: FetchSettings) -> FetchResult:
     max_bytes = settings.max_bytes
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            return Fetched(
-                "refused", f"file too large: {size:,} bytes, the limit is {max_bytes:,}", bytes=size
-            )
+            reason = f"file too large: {size:,} bytes, the limit is {max_bytes:,} (fetch.max_bytes)"
+            return FetchResult("refused", reason, bytes=size)
         data = path.read_bytes()
     except OSError as error:
-        if error.errno not in _MISSING:
+        if error.errno not in _UNREADABLE_ERRNO:
             raise
-        return Fetched("failed", f"local file cannot be read: {path.name}: {error.strerror}", retryable=True)
-    return Fetched("ok", chunks=(data,), bytes=len(data))
+        reason = f"local file cannot be read: {path.name}: {error.strerror}"
+        return FetchResult("failed", reason, retryable=True)
+    return FetchResult("ok", chunks=(data,), bytes=len(data))

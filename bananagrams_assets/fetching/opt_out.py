@@ -1,25 +1,26 @@
-"""Whether a server asks that what it serves is not used for machine learning."""
+"""Opt-outs from machine learning in HTTP response headers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 AGENT = "bananagrams"
-"""Our name where a header addresses crawlers by name."""
+"""Name of this crawler in headers that address crawlers by name."""
 
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 """Directives of X-Robots-Tag that opt out: `noai` and `noimageai` (DeviantArt, 2022), and those that
-keep a picture out of indexes (Google Search Central, "Robots meta tag specifications")."""
+keep an image out of indexes (Google Search Central, "Robots meta tag specifications")."""
 
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 
 def opt_out(robots: Iterable[str], reservation: str | None = None) -> str | None:
-    """The directive that opts out, or None.
+    """Return the directive that opts out, or None.
 
-    `robots` are the values of all X-Robots-Tag headers: directives with commas between them, after an
-    optional `agent: ` that says whom they address, until the next one does. `reservation` is that of
-    TDM-Reservation (W3C TDM Reservation Protocol), where 1 reserves the right to text and data mining.
+    `robots` holds the values of all X-Robots-Tag headers. A value is a comma-separated list of directives;
+    an `agent: ` prefix restricts the directives from there to the next prefix to one crawler. `reservation`
+    is the value of TDM-Reservation (W3C TDM Reservation Protocol); 1 reserves the right to text and data
+    mining.
     """
     for value in robots:
         addressed = True

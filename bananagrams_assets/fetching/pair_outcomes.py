@@ -1,4 +1,4 @@
-"""How fetching went: the row of a pair, and the numbers of a shard."""
+"""Table row of a pair, and statistics of a shard."""
 
 from __future__ import annotations
 
@@ -6,62 +6,60 @@ import hashlib
 import json
 import urllib.parse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..storage.tables import reason_class
-from .downloads import LOCAL, PARTS, DownloadedImage, origins, shown
+from .downloads import LOCAL, PAIR_PARTS, DownloadedImage, candidate_urls, table_url
 
 
-def origins_digest(record: Mapping[str, Any]) -> str:
-    """Changes when there is another place to get one of the pair's pictures from."""
-    places = [origins(record, part) for part in PARTS]
-    return hashlib.blake2b(json.dumps(places).encode(), digest_size=6).hexdigest()
+def candidates_digest(record: Mapping[str, Any]) -> str:
+    """Return a digest of the candidate URLs of both images of a record."""
+    candidates = [candidate_urls(record, part) for part in PAIR_PARTS]
+    return hashlib.blake2b(json.dumps(candidates).encode(), digest_size=6).hexdigest()
 
 
 def row_of(record: Mapping[str, Any], images: Sequence[DownloadedImage]) -> dict[str, Any]:
-    """The row of a pair. Of two failures the one that is final is told."""
+    """Return the table row of a pair. If both images failed, it reports a final failure before a retryable
+    one, and the input before the edited image."""
     before, after = images
-    bad = sorted(
-        (
-            (image.fetched.retryable, part, image)
-            for part, image in zip(PARTS, images, strict=True)
-            if image.fetched.status != "ok"
-        ),
-        key=lambda found: found[0],
-    )
-    retryable, part, told = bad[0] if bad else (False, "", before)
+    failures = [
+        (part, image.result)
+        for part, image in zip(PAIR_PARTS, images, strict=True)
+        if image.result.status != "ok"
+    ]
+    part, reported = min(failures, key=lambda failure: failure[1].retryable, default=("", before.result))
     return {
         "key": record["key"],
-        "status": told.fetched.status,
-        "reason": f"{part}: {told.fetched.reason}" if bad else "",
+        "status": reported.status,
+        "reason": f"{part}: {reported.reason}" if failures else "",
         "part": part,
-        "retryable": retryable,
-        "http_status": told.fetched.http_status,
-        "attempts": before.fetched.attempts + after.fetched.attempts,
-        "bytes_input": before.fetched.bytes,
-        "bytes_edited": after.fetched.bytes,
+        "retryable": reported.retryable,
+        "http_status": reported.http_status,
+        "attempts": before.result.attempts + after.result.attempts,
+        "bytes_input": before.result.bytes,
+        "bytes_edited": after.result.bytes,
         "sha256_input": before.sha256,
         "sha256_edited": after.sha256,
-        "seconds": round(max(before.fetched.seconds, after.fetched.seconds), 3),
-        "from_input": shown(record, "input", before.origin),
-        "from_edited": shown(record, "edited", after.origin),
+        "seconds": round(max(before.result.seconds, after.result.seconds), 3),
+        "from_input": table_url(record, "input", before.url),
+        "from_edited": table_url(record, "edited", after.url),
         "width": before.width,
         "height": before.height,
         "edited_width": after.width,
         "edited_height": after.height,
-        "candidates": origins_digest(record),
+        "candidates": candidates_digest(record),
     }
 
 
-def nobody_answered(images: Sequence[DownloadedImage]) -> bool:
-    """Whether no server had so much as an answer for this pair."""
-    remote = [image.fetched for image in images if not image.is_local]
-    return bool(remote) and all(fetched.status == "failed" and fetched.http_status == 0 for fetched in remote)
+def no_server_answered(images: Sequence[DownloadedImage]) -> bool:
+    """Return whether a pair has remote images and none of them got an HTTP response."""
+    remote = [image.result for image in images if not image.is_local]
+    return bool(remote) and all(result.status == "failed" and result.http_status == 0 for result in remote)
 
 
 def stats_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Totals of a shard, failures by reason and by host."""
+    """Return totals of a shard, and its failures by reason and by host."""
     statuses = Counter(row["status"] for row in rows)
     lost = [row for row in rows if row["status"] != "ok"]
     return {
@@ -85,28 +83,25 @@ def stats_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def content_of(rows: Sequence[Mapping[str, Any]], tar_digest: str) -> str:
-    """Data version: what was stored and how each record fared, but not how long it took."""
+    """Return the data version of a shard: a digest of the tar and of the rows without their timings."""
     digest = hashlib.blake2b(tar_digest.encode(), digest_size=16)
     for row in rows:
-        what = [
-            row["key"],
-            row["status"],
-            reason_class(row["reason"]),
-            row["sha256_input"],
-            row["sha256_edited"],
-        ]
-        digest.update(json.dumps(what).encode())
+        reason = reason_class(row["reason"])
+        outcome = [row["key"], row["status"], reason, row["sha256_input"], row["sha256_edited"]]
+        digest.update(json.dumps(outcome).encode())
     return digest.hexdigest()
 
 
-def _counted(values: Any) -> dict[str, int]:
+def _counted(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
 def _host(row: Mapping[str, Any]) -> str:
-    origin = row[f"from_{row['part']}"]
-    return urllib.parse.urlsplit(origin).hostname or LOCAL if "://" in origin else LOCAL
+    """Return the host that the failed image of a row came from."""
+    url = row[f"from_{row['part']}"]
+    return urllib.parse.urlsplit(url).hostname or LOCAL if "://" in url else LOCAL
 
 
 def _remote(row: Mapping[str, Any]) -> int:
+    """Return how many of a row's two images are remote."""
     return sum(not row[name].startswith(LOCAL) for name in ("from_input", "from_edited"))

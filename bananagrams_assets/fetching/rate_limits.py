@@ -1,12 +1,12 @@
-"""How fast each host is asked, by every run on this machine together.
+"""Rate limits per host, shared by all runs on this machine.
 
-A host has a folder: one small file says when it may be asked next and how fast, and one empty file
-for each request that it may have in flight. All are guarded by `flock`, which the system gives up for
-a process that ends in whatever way: nothing a killed run leaves behind holds up the others.
+Each host has a folder with one small state file (rate and time of the next request) and one empty file per
+request that may be in flight. All are guarded by `flock`, which the kernel releases when a process ends for
+any reason, so a killed run blocks no other.
 
 The rate follows additive increase and multiplicative decrease (Chiu and Jain, 1989, "Analysis of the
-increase and decrease algorithms for congestion avoidance in computer networks"): an answer of 429 or
-503 halves it, successes add to it until, after RECOVERY_S, a halving is made good.
+increase and decrease algorithms for congestion avoidance in computer networks"): a 429 or 503 response
+halves it, and successes add to it so that RECOVERY_S of them undo one halving.
 """
 
 from __future__ import annotations
@@ -21,168 +21,170 @@ import re
 import struct
 import time
 import urllib.parse
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import FetchSettings
 
-LONGEST_PAUSE_S = 300.0
-"""A host that asks for a longer pause than this is asked no more for as long, nor waited for."""
-REST_S = 600.0
-"""How long a host is left alone that has answered nothing but "too busy" for LONGEST_PAUSE_S of waits."""
+MAX_PAUSE_S = 300.0
+"""Maximum pause that is waited for. A host that requests a longer one opens its circuit instead."""
+OPEN_CIRCUIT_S = 600.0
+"""Duration of an open circuit after MAX_PAUSE_S of waits without a success."""
 RECOVERY_S = 20.0
-"""Seconds of success that make good one halving of the rate."""
-SLOWEST_PER_S = 0.2
-LEAST_MEASURED_PER_S = 10.0
-"""A host that was asked less often than this is taken to have borne this rate: a second is too short a
-time to measure less, and one complaint is no reason to all but stop."""
-EVENT_S = 1.0
-"""Complaints within this time after a slowing are of requests that it came too late for."""
+"""Seconds of success that undo one halving of the rate."""
+MIN_RATE_PER_S = 0.2
+MIN_MEASURED_PER_S = 10.0
+"""Lower bound of the measured rate. One second is too short to measure less, and a single throttle should not
+nearly stop a host."""
+REACTION_S = 1.0
+"""Throttles of requests that started up to this long after a halving cause no further halving, as those
+requests may precede its effect."""
 
-_COMPLAINT_S = 10.0
-_LONGEST_REST_S = 86_400.0
+_MIN_THROTTLE_S = 10.0
+_MAX_OPEN_CIRCUIT_S = 86_400.0
 _POLL_S = 0.01
 _STATE = struct.Struct("<10d")
 
 
-class HostAtRest(Exception):
-    """The host has asked to be left alone for longer than a picture is worth waiting for."""
+class CircuitOpen(Exception):
+    """The host gets no requests for longer than an image is waited for."""
 
 
 @dataclass
-class Pace:
-    """What is known of one host; times are seconds since the epoch.
+class HostState:
+    """State of one host as stored, in this order, as ten doubles. Times are seconds since the epoch.
 
-    `rate` is in requests a second, infinite while the host has never complained, and `before` what it
-    was before it was halved last. `strain` sums the waits that complaints stood for since the last
-    success. `second`, `count` and `previous` measure the rate: requests begun in the current second and
-    in the one before it.
+    `rate` is in requests per second, infinite until the first throttle, and `rate_before` is its value
+    before the last halving. `strain_s` sums the waits that throttles implied since the last success.
+    `second`, `count` and `previous_count` measure the rate: requests started in the current second and in
+    the one before it.
     """
 
     next_at: float = 0.0
     rate: float = math.inf
-    before: float = math.inf
+    rate_before: float = math.inf
     paused_until: float = 0.0
-    rests_until: float = 0.0
-    slowed_at: float = 0.0
-    strain: float = 0.0
+    circuit_open_until: float = 0.0
+    throttled_at: float = 0.0
+    strain_s: float = 0.0
     second: float = 0.0
     count: float = 0.0
-    previous: float = 0.0
+    previous_count: float = 0.0
 
 
-def wait_s(pace: Pace, now: float) -> float:
-    """Seconds until the host may be asked; 0 for now. Raises HostAtRest."""
-    if now < pace.rests_until <= now + _LONGEST_REST_S:
-        raise HostAtRest(f"host at rest: too busy until now, asked again in {pace.rests_until - now:.0f} s")
-    until = max(pace.next_at, pace.paused_until)
-    # A clock that was set back must not stop the host for as long.
-    return until - now if now < until <= now + LONGEST_PAUSE_S else 0.0
+def wait_s(state: HostState, now: float) -> float:
+    """Return the seconds until the next request is allowed, 0 for now. Raises CircuitOpen."""
+    if now < state.circuit_open_until <= now + _MAX_OPEN_CIRCUIT_S:
+        raise CircuitOpen(f"host at rest: no requests for another {state.circuit_open_until - now:.0f} s")
+    until = max(state.next_at, state.paused_until)
+    # Times far ahead come from a clock that was set back; they must not block the host.
+    return until - now if now < until <= now + MAX_PAUSE_S else 0.0
 
 
-def begin(pace: Pace, now: float, most_per_s: float) -> None:
-    """Count a request that starts now."""
+def record_request(state: HostState, now: float, max_per_s: float) -> None:
+    """Update the state for a request that starts at `now`."""
     second = math.floor(now)
-    if second != pace.second:
-        pace.previous = pace.count if second == pace.second + 1 else 0.0
-        pace.second, pace.count = second, 0.0
-    pace.count += 1
-    pace.next_at = now + 1 / min(pace.rate, most_per_s)
+    if second != state.second:
+        state.previous_count = state.count if second == state.second + 1 else 0.0
+        state.second, state.count = second, 0.0
+    state.count += 1
+    state.next_at = now + 1 / min(state.rate, max_per_s)
 
 
-def slow_down(pace: Pace, now: float, began: float, asked_s: float | None) -> None:
-    """Take a complaint (429, 503) about a request begun at `began`, with the pause it asks for."""
-    if asked_s is not None and asked_s > LONGEST_PAUSE_S:
-        pace.rests_until = max(pace.rests_until, now + min(asked_s, _LONGEST_REST_S))
+def record_throttle(state: HostState, now: float, started: float, retry_after_s: float | None) -> None:
+    """Update the state for a 429 or 503 response to a request that started at `started`."""
+    if retry_after_s is not None and retry_after_s > MAX_PAUSE_S:
+        open_until = now + min(retry_after_s, _MAX_OPEN_CIRCUIT_S)
+        state.circuit_open_until = max(state.circuit_open_until, open_until)
         return
-    if asked_s is not None:
-        pace.paused_until = max(pace.paused_until, now + asked_s)
-    if began < pace.slowed_at + EVENT_S:
+    if retry_after_s is not None:
+        state.paused_until = max(state.paused_until, now + retry_after_s)
+    if started < state.throttled_at + REACTION_S:
         return
-    pace.before = min(pace.rate, max(pace.count, pace.previous, LEAST_MEASURED_PER_S))
-    pace.rate = max(SLOWEST_PER_S, pace.before / 2)
-    pace.slowed_at = now
-    pace.next_at = max(pace.next_at, now + 1 / pace.rate)
-    pace.strain += max(asked_s or 0.0, _COMPLAINT_S)
-    if pace.strain >= LONGEST_PAUSE_S:
-        pace.rests_until = now + REST_S
+    state.rate_before = min(state.rate, max(state.count, state.previous_count, MIN_MEASURED_PER_S))
+    state.rate = max(MIN_RATE_PER_S, state.rate_before / 2)
+    state.throttled_at = now
+    state.next_at = max(state.next_at, now + 1 / state.rate)
+    state.strain_s += max(retry_after_s or 0.0, _MIN_THROTTLE_S)
+    if state.strain_s >= MAX_PAUSE_S:
+        state.circuit_open_until = now + OPEN_CIRCUIT_S
 
 
-def recover(pace: Pace) -> None:
-    """Take a success: the rate grows by a fixed amount a second, whatever it is."""
-    pace.strain = 0.0
-    if math.isfinite(pace.rate):
-        pace.rate += pace.before / 2 / RECOVERY_S / pace.rate
-        if pace.rate > 2 * pace.before:
-            pace.rate = pace.before = math.inf
+def record_success(state: HostState) -> None:
+    """Update the state for a success: the rate grows by a fixed amount per second."""
+    state.strain_s = 0.0
+    if math.isfinite(state.rate):
+        state.rate += state.rate_before / 2 / RECOVERY_S / state.rate
+        if state.rate > 2 * state.rate_before:
+            state.rate = state.rate_before = math.inf
 
 
-class Turn:
-    """A request that may be made now."""
+class Permit:
+    """Permission for one request."""
 
-    def __init__(self, host: _Host, began: float) -> None:
-        self._host, self._began = host, began
+    def __init__(self, host: _Host, started: float) -> None:
+        self._host, self._started = host, started
 
-    def complain(self, asked_s: float | None) -> None:
-        """The host was too busy; `asked_s` is the pause that it asked for, if it did."""
-        with self._host.locked() as pace:
-            slow_down(pace, time.time(), self._began, asked_s)
+    def on_throttle(self, retry_after_s: float | None) -> None:
+        """Report a 429 or 503 response with its Retry-After in seconds."""
+        with self._host.locked() as state:
+            record_throttle(state, time.time(), self._started, retry_after_s)
 
-    def praise(self) -> None:
-        """The host served."""
-        known = self._host.read()
-        if known.strain or math.isfinite(known.rate):
-            with self._host.locked() as pace:
-                recover(pace)
+    def on_success(self) -> None:
+        """Report any other response."""
+        state = self._host.read()
+        if state.strain_s or math.isfinite(state.rate):
+            with self._host.locked() as state:
+                record_success(state)
 
 
-class Pacer:
-    """Gives out turns; `folder` is shared by all runs that are to be counted together."""
+class RateLimiter:
+    """Issues permits. Runs with the same `folder` share their limits."""
 
     def __init__(self, folder: Path, settings: FetchSettings) -> None:
         self.folder, self._settings = folder, settings
         self._hosts: dict[str, _Host] = {}
-        self._at: dict[str, _Host] = {}
+        self._by_netloc: dict[str, _Host] = {}
 
     @asynccontextmanager
-    async def turn(self, url: str, room: asyncio.Semaphore) -> AsyncIterator[Turn]:
-        """Wait until the URL's host may be asked, and `room` has some, and hold both for the block.
+    async def permit(self, url: str, connections: asyncio.Semaphore) -> AsyncIterator[Permit]:
+        """Wait for the limits of the URL's host and for `connections`; hold both for the block.
 
-        Raises HostAtRest, OSError where the folder cannot be written.
+        Raises CircuitOpen, and OSError if the folder cannot be written.
         """
         host = self._host(url)
-        # One waiter a host looks at the files; the others queue behind it in order.
-        async with host.gate:
-            slot = await host.slot()
+        # One task per host polls the files; the others queue behind it in order.
+        async with host.lock:
+            slot = await host.acquire_slot()
             try:
                 while True:
                     if (wait := wait_s(host.read(), time.time())) > 0:
                         await asyncio.sleep(wait)
-                    await room.acquire()
-                    if (began := host.begin()) is not None:
+                    await connections.acquire()
+                    if (started := host.start_request()) is not None:
                         break
-                    room.release()
+                    connections.release()
             except BaseException:
-                host.free(slot)
+                host.release_slot(slot)
                 raise
         try:
-            yield Turn(host, began)
+            yield Permit(host, started)
         finally:
-            room.release()
-            host.free(slot)
+            connections.release()
+            host.release_slot(slot)
 
     def close(self) -> None:
         for host in self._hosts.values():
             host.close()
         self._hosts.clear()
-        self._at.clear()
+        self._by_netloc.clear()
 
     def _host(self, url: str) -> _Host:
         parts = urllib.parse.urlsplit(url)
-        if parts.netloc in self._at:
-            return self._at[parts.netloc]
+        if parts.netloc in self._by_netloc:
+            return self._by_netloc[parts.netloc]
         name = (parts.hostname or "").lower().rstrip(".")
         in_flight, per_second = self._settings.in_flight, self._settings.per_second
         own = next((entry for entry in self._settings.hosts if f".{name}".endswith(f".{entry.host}")), None)
@@ -191,16 +193,16 @@ class Pacer:
         elif parts.port not in (None, 80, 443):
             name = f"{name}-{parts.port}"
         if name not in self._hosts:
-            # An address or a foreign script has characters that file names lack.
+            # IP addresses and internationalized names have characters that are unsafe in file names.
             safe = re.sub(r"[^a-z0-9.-]", "_", name)[:64]
             digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
             self._hosts[name] = _Host(self.folder / f"{safe}-{digest}", in_flight, per_second or math.inf)
-        self._at[parts.netloc] = self._hosts[name]
+        self._by_netloc[parts.netloc] = self._hosts[name]
         return self._hosts[name]
 
 
 class _Host:
-    """One host's files."""
+    """Files of one host."""
 
     def __init__(self, folder: Path, in_flight: int, per_second: float) -> None:
         self._folder, self._per_second = folder, per_second
@@ -208,51 +210,61 @@ class _Host:
         self._file = self._open("pace")
         if os.fstat(self._file).st_size < _STATE.size:
             os.ftruncate(self._file, _STATE.size)
-        # Read far more often than written: without a call of the system, which would cost other threads'
-        # turns for the interpreter's lock.
+        # The state is read far more often than written. Reading it from a memory map needs no system call,
+        # which would contend with other threads for the GIL.
         self._state = mmap.mmap(self._file, _STATE.size)
         self._slots: list[int | None] = [None] * in_flight
         self._held = [False] * in_flight
-        self._freed = asyncio.Event()
-        self.gate = asyncio.Lock()
+        self._released = asyncio.Event()
+        self.lock = asyncio.Lock()
 
     def _open(self, name: str) -> int:
         return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
-    def read(self) -> Pace:
+    def read(self) -> HostState:
         values = _STATE.unpack_from(self._state)
-        # A new file is all zeros, and a rate of 0 would be for ever.
-        return Pace(*values) if values[1] > 0 and not any(map(math.isnan, values)) else Pace()
+        # A new file holds zeros, and a rate of 0 would block the host forever.
+        return HostState(*values) if values[1] > 0 and not any(map(math.isnan, values)) else HostState()
 
-    def write(self, pace: Pace) -> None:
-        _STATE.pack_into(self._state, 0, *vars(pace).values())
+    def write(self, state: HostState) -> None:
+        _STATE.pack_into(self._state, 0, *vars(state).values())
 
-    def locked(self) -> _Locked:
-        return _Locked(self, self._file)
+    @contextmanager
+    def locked(self) -> Iterator[HostState]:
+        """Yield the state under an exclusive lock, and write it back unless reading failed."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            state = self.read()
+            try:
+                yield state
+            finally:
+                self.write(state)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def begin(self) -> float | None:
-        """Start a request and return when; None where another one was faster and it must wait."""
-        with self.locked() as pace:
+    def start_request(self) -> float | None:
+        """Record a request and return its start time, or None if another process took the turn."""
+        with self.locked() as state:
             now = time.time()
-            if wait_s(pace, now) > 0:
+            if wait_s(state, now) > 0:
                 return None
-            begin(pace, now, self._per_second)
+            record_request(state, now, self._per_second)
             return now
 
-    async def slot(self) -> int:
-        """Take one of the host's requests in flight, waiting until there is one."""
+    async def acquire_slot(self) -> int:
+        """Wait for one of the host's in-flight slots and return its number."""
         while True:
-            self._freed.clear()
+            self._released.clear()
             for number, held in enumerate(self._held):
-                if not held and self._take(number):
+                if not held and self._lock_slot(number):
                     return number
-            # Other processes free theirs without a word.
+            # Other processes release slots without notice.
             try:
-                await asyncio.wait_for(self._freed.wait(), _POLL_S)
+                await asyncio.wait_for(self._released.wait(), _POLL_S)
             except asyncio.TimeoutError:
                 continue
 
-    def _take(self, number: int) -> bool:
+    def _lock_slot(self, number: int) -> bool:
         file = self._slots[number]
         if file is None:
             file = self._slots[number] = self._open(f"slot-{number:03d}")
@@ -263,37 +275,15 @@ class _Host:
         self._held[number] = True
         return True
 
-    def free(self, number: int) -> None:
+    def release_slot(self, number: int) -> None:
         file = self._slots[number]
         if file is not None and self._held[number]:
             fcntl.flock(file, fcntl.LOCK_UN)
             self._held[number] = False
-            self._freed.set()
+            self._released.set()
 
     def close(self) -> None:
         self._state.close()
         for file in (self._file, *self._slots):
             if file is not None:
                 os.close(file)
-
-
-class _Locked:
-    """The host's pace, for no one else until the block ends; what is changed is written."""
-
-    def __init__(self, host: _Host, file: int) -> None:
-        self._host, self._file = host, file
-
-    def __enter__(self) -> Pace:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            self._pace = self._host.read()
-        except BaseException:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-            raise
-        return self._pace
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._host.write(self._pace)
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)

@@ -1,4 +1,4 @@
-"""Asynchronous work that SIGINT and SIGTERM end in good order."""
+"""Run asynchronous work so that SIGINT and SIGTERM cancel it cleanly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A signal came and the work was cancelled; hand it on with `hand_on` once all is put away."""
+    """A signal cancelled the work. Call `reraise` after cleaning up."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.strsignal(signum))
@@ -21,43 +21,43 @@ class Interrupted(BaseException):
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, with the work cancelled by the first signal. Raises Interrupted after that.
+    """Run `work` as `asyncio.run` does and cancel it on the first signal. Raises Interrupted in that case.
 
-    A handler that raises wherever the program happens to be, as Dagster's does, may raise inside a
-    callback of the event loop, which swallows it.
+    Signal handlers that raise, as Dagster's does, may fire inside a callback of the event loop, which
+    swallows the exception.
     """
     if threading.current_thread() is not threading.main_thread():
         return asyncio.run(work)
-    came: list[int] = []
+    received: list[int] = []
 
-    async def watched() -> T:
+    async def cancellable() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
         def stop(signum: int) -> None:
-            came.append(signum)
+            received.append(signum)
             task.cancel()
 
         previous = {number: signal.getsignal(number) for number in _SIGNALS}
-        ours = [number for number, handler in previous.items() if handler not in (None, signal.SIG_IGN)]
-        for number in ours:
+        replaced = [number for number, handler in previous.items() if handler not in (None, signal.SIG_IGN)]
+        for number in replaced:
             loop.add_signal_handler(number, stop, number)
         try:
             return await work
         finally:
-            for number in ours:
+            for number in replaced:
                 loop.remove_signal_handler(number)
                 signal.signal(number, previous[number])
 
     try:
-        return asyncio.run(watched())
+        return asyncio.run(cancellable())
     except asyncio.CancelledError:
-        if not came:
+        if not received:
             raise
-        raise Interrupted(came[0]) from None
+        raise Interrupted(received[0]) from None
 
 
-def hand_on(interrupted: Interrupted) -> None:
-    """Let the signal do what it does to this process; raises KeyboardInterrupt if that is nothing."""
+def reraise(interrupted: Interrupted) -> None:
+    """Raise the signal again under its original handler, or KeyboardInterrupt if that handler returns."""
     signal.raise_signal(interrupted.signum)
     raise KeyboardInterrupt

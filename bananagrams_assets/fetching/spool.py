@@ -1,9 +1,9 @@
-"""A shard that is not finished yet, on this machine's disk: its tar so far, and pictures ahead of it.
+"""On-disk state of an unfinished shard: its tar so far, and images downloaded ahead of it.
 
-A run that is killed leaves them here, and the next one takes them up. The tar grows in key order; a
-journal notes each record once its bytes are there, with the digest of the tar up to its end. A picture
-that is finished long before its turn is a file of its own, renamed into place once it is written. What
-a machine that lost power has kept of either, the checksums tell.
+An interrupted run leaves this state behind, and the next run resumes from it. The tar grows in key order. A
+journal records each sample, after its bytes are written, with the digest of the tar up to the sample's end.
+An image that is ready long before its turn is a separate file, renamed into place after writing. Checksums
+detect what a power failure damaged in either.
 """
 
 from __future__ import annotations
@@ -27,63 +27,60 @@ from ..storage.digests import MembersDigest
 from ..storage.sample_tar import Data, end_of_tar, tar_member
 from ..storage.store import TEMPORARY, FileInfo, StoreError
 
-_WAIT_S = 0.2
+_LOCK_POLL_S = 0.2
 _TAR, _JOURNAL = "pairs.tar", "journal"
-_WRITE_BACK = 2**25
-"""So many bytes of the tar at a time the system is asked to put on the disk, while the network goes on."""
+_WRITE_BACK_BYTES = 2**25
+"""Write-back of the tar is requested in steps of this size, so that disk and network work in parallel."""
 
 
 class Spool:
-    """The finished pictures of one shard, by where they came from; `kind` tells settings apart."""
+    """Downloaded images of one shard, by URL (http(s) or `local:<path>`). Another `kind` (a digest of the
+    settings) finds none of them."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self._folder, self._kind = folder, kind
-        self._left = {path.name for path in folder.iterdir()}
+        self._names = {path.name for path in folder.iterdir()}
 
-    def holds(self, origin: str) -> bool:
-        """Whether an earlier run left something under this origin; `find` tells whether it is whole."""
-        return bool(self._left) and self._path(origin).name in self._left
+    def holds(self, url: str) -> bool:
+        """Return whether there is a file for this image. `find` checks that it is intact."""
+        return bool(self._names) and self._path(url).name in self._names
 
-    def find(self, origin: str) -> dict[str, Any] | None:
-        """What an earlier run noted of this picture, if it left it whole."""
-        path = self._path(origin)
+    def find(self, url: str) -> dict[str, Any] | None:
+        """Return the metadata of an image from an earlier run, or None if it is missing or damaged."""
         try:
-            about, data = self._read(path)
+            metadata, data = self._read(self._path(url))
         except (OSError, ValueError):
-            # Gone or cut: then it is fetched again.
             return None
-        return about if hashlib.sha256(data).hexdigest() == about["stored_sha256"] else None
+        return metadata if hashlib.sha256(data).hexdigest() == metadata["stored_sha256"] else None
 
-    def put(self, origin: str, about: Mapping[str, Any], data: Data, sha256: str) -> None:
-        """Keep a picture of this digest and what is known of it. Raises StoreError, as for a full disk."""
-        path = self._path(origin)
+    def put(self, url: str, metadata: Mapping[str, Any], data: Data, sha256: str) -> None:
+        """Store an image, its metadata and the SHA-256 of `data`. Raises StoreError, e.g. for a full disk."""
+        path = self._path(url)
         temporary = self._folder / f"{TEMPORARY}{secrets.token_hex(8)}"
-        header = json.dumps({**about, "stored_sha256": sha256}).encode()
-        try:
+        header = json.dumps({**metadata, "stored_sha256": sha256}).encode()
+        with _write_errors(path):
             with temporary.open("wb", buffering=0) as file:
                 _write_all(file.fileno(), [header + b"\n", data])
             temporary.replace(path)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
-        self._left.add(path.name)
+        self._names.add(path.name)
 
-    def read(self, origin: str) -> bytes:
-        """The bytes of a picture that this run has put or found. Raises StoreError."""
-        path = self._path(origin)
+    def read(self, url: str) -> bytes:
+        """Return the bytes of an image that this run has put or found. Raises StoreError."""
+        path = self._path(url)
         try:
             return self._read(path)[1]
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: a finished picture cannot be read again: {error}") from error
+            raise StoreError(f"{path}: cannot read this downloaded image again: {error}") from error
 
-    def remove(self, origin: str) -> None:
-        """Give up a picture that nothing needs any more, if it is here."""
-        if self.holds(origin):
-            path = self._path(origin)
-            self._left.discard(path.name)
+    def remove(self, url: str) -> None:
+        """Delete an image if it is here."""
+        if self.holds(url):
+            path = self._path(url)
+            self._names.discard(path.name)
             path.unlink(missing_ok=True)
 
-    def _path(self, origin: str) -> Path:
-        return self._folder / image_name(self._kind, origin)
+    def _path(self, url: str) -> Path:
+        return self._folder / image_name(self._kind, url)
 
     @staticmethod
     def _read(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -93,49 +90,48 @@ class Spool:
 
 @dataclass(frozen=True)
 class Member:
-    """A picture on its way into the tar: the rest of its file's name, its bytes, their SHA-256, its origin.
+    """An image to append to the tar.
 
-    `about` is kept for the spool, should the tar be cut before it; None for what is not fetched again.
+    `part` is the file name after the key, `sha256` the digest of `data`. `metadata` goes to the spool if a
+    later run cuts the tar before this image; None for images that need no download.
     """
 
     part: str
     data: Data
     sha256: str
-    origin: str = ""
-    about: Mapping[str, Any] | None = None
+    url: str = ""
+    metadata: Mapping[str, Any] | None = None
 
 
-class GrowingTar:
-    """The shard's tar while it is made, and its journal; `kind` tells settings apart.
+class ResumableTar:
+    """The unfinished tar of a shard, and its journal. Created by `open_resumable_tar`. Not thread-safe.
 
-    Made by `growing_tar`. One thread at a time.
+    `kind` and `table_metadata` describe the settings; a run with another `kind` discards the tar.
     """
 
-    def __init__(self, folder: Path, kind: str, notes: Mapping[str, str]) -> None:
-        self._folder, self._head = folder, {"kind": kind, "notes": dict(notes)}
+    def __init__(self, folder: Path, kind: str, table_metadata: Mapping[str, str]) -> None:
+        self._folder, self._head = folder, {"kind": kind, "notes": dict(table_metadata)}
         self._digest, self._bytes, self._written_back = MembersDigest(), 0, 0
         self.path = folder / _TAR
-        try:
-            _make_own(self.path)
+        with _write_errors(self.path):
+            _unshare(self.path)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._file = os.open(self.path, flags, 0o666)
             self._journal = os.open(folder / _JOURNAL, flags | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
 
-    def take_up(
-        self, is_next: Callable[[int, Mapping[str, Any]], bool], spool: Spool
+    def resume(
+        self, is_current: Callable[[int, Mapping[str, Any]], bool], spool: Spool
     ) -> list[dict[str, Any]]:
-        """Go on behind what an earlier run has left; returns the journal's entries up to there.
+        """Continue after the samples of an earlier run; return their journal entries.
 
-        `is_next(n, row)` tells whether the row is what the shard's record `n` would give today, with the
-        same notes. From the first that is not, pictures go back into the spool; those of other settings are
-        given up.
+        `is_current(n, row)` decides whether `row` is still the result of the shard's record `n`. At the
+        first entry where it is not, or if the metadata differ, the tar is cut and the images of the remaining
+        intact entries move to the spool.
         """
         head, entries = _read_journal(self._folder)
         kept: list[dict[str, Any]] = []
         digest, position = MembersDigest(), 0
-        goes_on, journal_end = head == self._head, 0
+        keep, journal_end = head == self._head, 0
         if head.get("kind") != self._head["kind"]:
             entries = []
         for entry in entries:
@@ -143,54 +139,45 @@ class GrowingTar:
             digest.update(data)
             if digest.hexdigest() != entry.get("digest"):
                 break
-            goes_on = goes_on and is_next(len(kept), entry["row"])
-            if goes_on:
+            keep = keep and is_current(len(kept), entry["row"])
+            if keep:
                 kept.append(entry)
                 self._digest, self._bytes, journal_end = digest.copy(), entry["end"], entry.pop("journal_end")
             else:
-                view = memoryview(data)
-                for image in entry["pictures"]:
-                    start = image["start"] - position
-                    stored = view[start : start + image["bytes"]]
-                    spool.put(image["origin"], image["about"], stored, hashlib.sha256(stored).hexdigest())
+                _move_to_spool(entry, memoryview(data), position, spool)
             position = entry["end"]
-        try:
+        with _write_errors(self.path):
             os.ftruncate(self._journal, journal_end)
             os.ftruncate(self._file, self._bytes)
             os.lseek(self._file, self._bytes, os.SEEK_SET)
             self._written_back = self._bytes
             if not kept:
-                self._note(self._head)
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
+                self._append_to_journal(self._head)
         return kept
 
     def append(self, row: Mapping[str, Any], members: Sequence[Member]) -> None:
-        """Append a record's pictures, none where its row tells why. Raises StoreError, as for a full disk."""
+        """Append the images of a record, none if it failed. Raises StoreError, e.g. for a full disk."""
         blocks: list[Data] = []
         images, end = [], self._bytes
         for member in members:
             header, data, padding = tar_member(row["key"], member.part, member.data)
-            if member.about is not None:
-                place = {"start": end + len(header), "bytes": len(data)}
-                images.append({"origin": member.origin, **place, "about": member.about})
+            if member.metadata is not None:
+                extent = {"start": end + len(header), "bytes": len(data)}
+                images.append({"origin": member.url, **extent, "about": member.metadata})
             blocks += (header, data, padding)
             end += len(header) + len(data) + len(padding)
             self._digest.add(header, member.sha256, padding)
-        try:
+        entry = {"row": row, "pictures": images, "end": end, "digest": self._digest.hexdigest()}
+        with _write_errors(self.path):
             self._write(blocks)
-            self._note({"row": row, "pictures": images, "end": end, "digest": self._digest.hexdigest()})
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
+            self._append_to_journal(entry)
 
     def finish(self) -> FileInfo:
-        """End the tar; it is whole then. Raises StoreError."""
+        """Write the end of the tar. Raises StoreError."""
         end = end_of_tar(self._bytes)
         self._digest.update(end)
-        try:
+        with _write_errors(self.path):
             self._write([end])
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
         return FileInfo(self._bytes, self._digest.hexdigest())
 
     def close(self) -> None:
@@ -200,19 +187,21 @@ class GrowingTar:
     def _write(self, blocks: Sequence[Data]) -> None:
         _write_all(self._file, blocks)
         self._bytes += sum(map(len, blocks))
-        if self._bytes - self._written_back >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
+        if self._bytes - self._written_back >= _WRITE_BACK_BYTES and hasattr(os, "posix_fadvise"):
             length = self._bytes - self._written_back
             os.posix_fadvise(self._file, self._written_back, length, os.POSIX_FADV_DONTNEED)
             self._written_back = self._bytes
 
-    def _note(self, entry: Mapping[str, Any]) -> None:
+    def _append_to_journal(self, entry: Mapping[str, Any]) -> None:
         _write_all(self._journal, [json.dumps(entry).encode() + b"\n"])
 
 
 @contextmanager
-def growing_tar(store_url: str, shard: str, kind: str, notes: Mapping[str, str]) -> Iterator[GrowingTar]:
-    """The tar of a shard whose spool is open. Raises StoreError."""
-    tar = GrowingTar(spool_folder(store_url, shard), kind, notes)
+def open_resumable_tar(
+    store_url: str, shard: str, kind: str, table_metadata: Mapping[str, str]
+) -> Iterator[ResumableTar]:
+    """Open the tar of a shard whose spool is open. Raises StoreError."""
+    tar = ResumableTar(spool_folder(store_url, shard), kind, table_metadata)
     try:
         yield tar
     finally:
@@ -220,17 +209,17 @@ def growing_tar(store_url: str, shard: str, kind: str, notes: Mapping[str, str])
 
 
 def images_in(folder: Path) -> set[str]:
-    """What an unfinished run has kept in this spool, by `picture_name`."""
+    """Return the `image_name` of every image that an unfinished run has stored in this spool folder."""
     if not folder.is_dir():
         return set()
     names = {path.name for path in folder.iterdir() if not path.name.startswith(TEMPORARY)}
     head, entries = _read_journal(folder)
-    found = {image_name(head["kind"], image["origin"]) for entry in entries for image in entry["pictures"]}
-    return (names - {_TAR, _JOURNAL}) | found
+    in_tar = {image_name(head["kind"], image["origin"]) for entry in entries for image in entry["pictures"]}
+    return (names - {_TAR, _JOURNAL}) | in_tar
 
 
 def _read_journal(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The journal's head and its entries that are whole; `journal_end` of each is where its line ends."""
+    """Return the journal's head and its complete entries; `journal_end` of each is the end of its line."""
     try:
         with (folder / _JOURNAL).open("rb") as file:
             lines = file.readlines()
@@ -251,21 +240,37 @@ def _read_journal(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return head, entries
 
 
-def _make_own(path: Path) -> None:
-    """The store may have this file already, from a run that was killed just then; a copy may change."""
+def _move_to_spool(entry: Mapping[str, Any], data: memoryview, start: int, spool: Spool) -> None:
+    """Put the images of a journal entry into the spool; `data` are the entry's bytes from `start` on."""
+    for image in entry["pictures"]:
+        offset = image["start"] - start
+        stored = data[offset : offset + image["bytes"]]
+        spool.put(image["origin"], image["about"], stored, hashlib.sha256(stored).hexdigest())
+
+
+def _unshare(path: Path) -> None:
+    """Replace a hard link by a copy.
+
+    A run killed after `Store.adopt` leaves a link to the store's file, which must not change.
+    """
     if path.exists() and path.stat().st_nlink > 1:
         temporary = path.parent / f"{TEMPORARY}{path.name}"
         shutil.copyfile(path, temporary)
         temporary.replace(path)
 
 
-def image_name(kind: str, origin: str) -> str:
-    """What names a picture in a spool, by where it came from and the settings that it was fetched with."""
-    return hashlib.blake2b(f"{kind}\n{origin}".encode(), digest_size=16).hexdigest()
+def image_name(kind: str, url: str) -> str:
+    """Return the file name of an image in a spool, from its URL and a digest of the fetch settings."""
+    return hashlib.blake2b(f"{kind}\n{url}".encode(), digest_size=16).hexdigest()
 
 
-def _cannot_write(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path}: writing failed: {error.strerror or error}")
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing to `path` into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: writing failed: {error.strerror or error}") from error
 
 
 def _write_all(file: int, blocks: Sequence[Data]) -> None:
@@ -279,16 +284,16 @@ def _write_all(file: int, blocks: Sequence[Data]) -> None:
 
 
 def spool_folder(store_url: str, shard: str) -> Path:
-    """Where the pictures of a shard of this store wait."""
+    """Return the spool folder of a shard of this store."""
     digest = hashlib.blake2b(store_url.encode(), digest_size=4).hexdigest()
     return home_folder() / "spool" / f"{shard}-{digest}"
 
 
 @contextmanager
 def open_spool(store_url: str, shard: str, kind: str, log: Log) -> Iterator[Spool]:
-    """The shard's spool, for one run at a time; it is removed on a clean exit and kept on any other.
+    """Open the shard's spool exclusively. It is deleted on a clean exit and kept after an exception.
 
-    Raises StoreError where it cannot be written.
+    Waits for another run that has it open. Raises StoreError if it cannot be written.
     """
     folder = spool_folder(store_url, shard)
     try:
@@ -308,20 +313,20 @@ def open_spool(store_url: str, shard: str, kind: str, log: Log) -> Iterator[Spoo
 
 
 def _lock(path: Path, shard: str, log: Log) -> int:
-    """A locked file of this name. The system unlocks it when its process ends, however it ends."""
-    told = False
+    """Return the descriptor of a locked file. The kernel releases the lock when the process ends."""
+    logged = False
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it may have removed the name since: then this is the lock of nothing.
+            # The previous holder may have deleted the file meanwhile; such a lock excludes nobody.
             if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
                 return file
         except BlockingIOError:
-            if not told:
-                log(f"{shard}: another run is fetching this shard; waiting for it to end")
-                told = True
+            if not logged:
+                log(f"{shard}: waiting for another run that is fetching this shard")
+                logged = True
         except FileNotFoundError:
             pass
         os.close(file)
-        time.sleep(_WAIT_S if told else 0)
+        time.sleep(_LOCK_POLL_S if logged else 0)

@@ -1,4 +1,4 @@
-"""Random changes of a training sample that keep photograph, mask and words consistent."""
+"""Random augmentation of a training sample that keeps image, mask and instruction consistent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..config import AugmentSettings
 Plane = npt.NDArray[np.uint8]
 
 _SIDES = re.compile(r"\b(left|right)(?=(?:most|wards?|hand)?\b)|\b(counter-?|anti-?)?clockwise\b", re.I)
-_PLACES = re.compile(
+_POSITIONS = re.compile(
     r"\b(?:top|bottom|left|right|upper|lower|cent(?:er|re)|middle|corners?|edges?|sides?|borders?|hal(?:f|ves)|"
     r"thirds?|quarters?|left-?most|right-?most|above|below)\b",
     re.I,
@@ -23,7 +23,7 @@ _LETTERING = re.compile(
     r"labels?|stickers?|reads?|sa(?:y|ys|id)|writ(?:e|es|ten|ing)|prints?|printed|numbers?|digits?|clocks?)\b",
     re.I,
 )
-_NO_SIDE = re.compile(
+_NOT_A_SIDE = re.compile(
     r"\bjust right\b|\bright (?:now|away|above|below|behind|beneath|under|next|beside|through|after|before|"
     r"amount|size|angles?)\b|"
     r"\b(?:what(?:['\u2019]s| is| was)|nothing|all that(?:['\u2019]s| is)|be|been|have|has) left\b|"
@@ -35,44 +35,44 @@ _QUOTED = re.compile(r"[\"\u201c\u201d\u00ab\u00bb]|(?<!\w)['\u2018][^'\u2019]+[
 
 
 def augment(
-    image: Plane, mask: Plane, known: Plane, text: str, settings: AugmentSettings, rng: np.random.Generator
+    image: Plane, mask: Plane, valid: Plane, text: str, settings: AugmentSettings, rng: np.random.Generator
 ) -> tuple[Plane, Plane, Plane, str]:
-    """Change uint8 RGB (H, W, 3), mask and known (H, W), and the instruction, together; sizes stay.
+    """Augment image uint8 RGB (H, W, 3), mask and valid uint8 (H, W) and the instruction; sizes stay.
 
-    A mirror image swaps left and right in the words; it is skipped where they speak of lettering, which
-    would be mirrored too, and where "left" or "right" is no side. A crop moves what remains away from where
-    "the top left" or "the left half" was, so it is skipped where the words name a place; what is edited
-    stays inside it. With settings.drop_words the instruction becomes empty.
+    A flip swaps left and right in the instruction. It is skipped if the instruction mentions lettering,
+    which a flip would mirror, or uses "left" or "right" in another sense than a side. A crop changes where
+    "the top left" or "the left half" is, so it is skipped if the instruction names a position; the mask
+    stays inside the crop. `drop_words` is the probability of an empty instruction.
     """
     flip, crop, blur, drop = rng.random(4)
     if flip < settings.flip and can_mirror(text):
-        image, mask, known = (np.ascontiguousarray(plane[:, ::-1]) for plane in (image, mask, known))
-        text = mirror_words(text)
-    if settings.crop and not names_a_place(text):
-        image, mask, known = _crop(image, mask, known, settings.crop * crop, rng)
+        image, mask, valid = (np.ascontiguousarray(plane[:, ::-1]) for plane in (image, mask, valid))
+        text = mirror_text(text)
+    if settings.crop and not names_position(text):
+        image, mask, valid = _crop(image, mask, valid, settings.crop * crop, rng)
     if settings.color:
         image = _recolor(image, settings.color, rng)
     if blur < settings.blur:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.0)), np.uint8)
-    return image, mask, known, "" if drop < settings.drop_words else text
+    return image, mask, valid, "" if drop < settings.drop_words else text
 
 
-def mirror_words(text: str) -> str:
-    """The instruction for the mirror image: left ↔ right, clockwise ↔ counterclockwise, case kept."""
-    return _SIDES.sub(_mirror, text)
+def mirror_text(text: str) -> str:
+    """Swap left and right, clockwise and counterclockwise in an instruction, preserving case."""
+    return _SIDES.sub(_mirror_word, text)
 
 
-def names_a_place(text: str) -> bool:
-    """Whether the words say where in the picture, which a crop would change."""
-    return _PLACES.search(text) is not None
+def names_position(text: str) -> bool:
+    """Return whether the instruction names a position in the image, which a crop would change."""
+    return _POSITIONS.search(text) is not None
 
 
 def can_mirror(text: str) -> bool:
-    """Whether the words, sides swapped, are true of the mirror image."""
-    return not (_QUOTED.search(text) or _LETTERING.search(text) or _NO_SIDE.search(text))
+    """Return whether the instruction with swapped sides is correct for the mirrored image."""
+    return not (_QUOTED.search(text) or _LETTERING.search(text) or _NOT_A_SIDE.search(text))
 
 
-def _mirror(match: re.Match[str]) -> str:
+def _mirror_word(match: re.Match[str]) -> str:
     word = match[1]
     if word is None:
         return match[0][len(match[2]) :] if match[2] else "counter" + match[0]
@@ -81,38 +81,37 @@ def _mirror(match: re.Match[str]) -> str:
 
 
 def _crop(
-    image: Plane, mask: Plane, known: Plane, share: float, rng: np.random.Generator
+    image: Plane, mask: Plane, valid: Plane, fraction: float, rng: np.random.Generator
 ) -> tuple[Plane, Plane, Plane]:
-    """Cut `share` off each side's length, and enlarge what remains to the old size.
+    """Crop each side by `fraction` of its length and resize the crop to the original size.
 
-    What the words speak of stays in the picture: the window holds the mask, or lies within its extent
-    where that is larger.
+    The crop contains the mask, or lies within the mask's bounding box if that is larger than the crop.
     """
     height, width = mask.shape
-    h, w = max(1, round(height * (1 - share))), max(1, round(width * (1 - share)))
+    h, w = max(1, round(height * (1 - fraction))), max(1, round(width * (1 - fraction)))
     edited = mask > 0
-    y, x = _window(np.any(edited, 1), h, rng), _window(np.any(edited, 0), w, rng)
-    planes = (image, cv2.INTER_LINEAR), (mask, cv2.INTER_LINEAR), (known, cv2.INTER_NEAREST)
-    cut = [
+    y, x = _crop_start(np.any(edited, 1), h, rng), _crop_start(np.any(edited, 0), w, rng)
+    planes = (image, cv2.INTER_LINEAR), (mask, cv2.INTER_LINEAR), (valid, cv2.INTER_NEAREST)
+    cropped = [
         cv2.resize(plane[y : y + h, x : x + w], (width, height), interpolation=interpolation)
         for plane, interpolation in planes
     ]
-    return cut[0].astype(np.uint8), cut[1].astype(np.uint8), cut[2].astype(np.uint8)
+    return cropped[0].astype(np.uint8), cropped[1].astype(np.uint8), cropped[2].astype(np.uint8)
 
 
-def _window(edited: npt.NDArray[np.bool_], length: int, rng: np.random.Generator) -> int:
-    """Where along one axis a window of `length` begins, given which rows or columns the mask touches."""
+def _crop_start(edited: npt.NDArray[np.bool_], length: int, rng: np.random.Generator) -> int:
+    """Draw the start of a crop of `length` along one axis; `edited` marks the mask's rows or columns."""
     last = len(edited) - length
-    touched = np.flatnonzero(edited)
+    indices = np.flatnonzero(edited)
     low, high = 0, last
-    if len(touched):
-        bounds = int(touched[-1]) + 1 - length, int(touched[0])
+    if len(indices):
+        bounds = int(indices[-1]) + 1 - length, int(indices[0])
         low, high = max(0, min(bounds)), min(last, max(bounds))
     return int(rng.integers(low, high + 1))
 
 
 def _recolor(image: Plane, strength: float, rng: np.random.Generator) -> Plane:
-    """Brightness, contrast and saturation, each by a factor within 1 ± strength."""
+    """Scale brightness, contrast and saturation, each by a random factor in 1 ± strength."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
     x = image.astype(np.float32) * brightness
     grey = x @ np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601

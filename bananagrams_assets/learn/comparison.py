@@ -1,23 +1,22 @@
-"""Is one model better than another? The same samples, paired, resampled by photograph."""
+"""Compare two models by their IoUs on the same samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .dataset import Split
-    from .predict import Predictor
-
-BATCH = 16
+from . import metrics
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Each sample's IoU: of which split and dataset digest, and by key its photograph and IoU."""
+class SampleIoUs:
+    """A model's IoU per sample of a split: `samples` maps a sample's key to (photo, IoU).
+
+    `dataset` is the digest of the split.
+    """
 
     split: str
     dataset: str
@@ -27,7 +26,7 @@ class Scored:
         return asdict(self)
 
     @classmethod
-    def of_json(cls, content: Mapping[str, Any]) -> Scored:
+    def from_json(cls, content: Mapping[str, Any]) -> SampleIoUs:
         samples = {key: (str(photo), float(iou)) for key, (photo, iou) in content["samples"].items()}
         return cls(content["split"], content["dataset"], samples)
 
@@ -37,7 +36,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Gain:
-    """The mean gain in IoU of one model over another and its 95% interval, over N photographs."""
+    """The mean gain in IoU of one model over another with its 95% interval, and the number of photos."""
 
     mean: float
     low: float
@@ -45,34 +44,14 @@ class Gain:
     photos: int
 
 
-def score_samples(predictor: Predictor, split: Split) -> Scored:
-    """Each sample's IoU at the predictor's own threshold, at the pictures' own size, on known pixels."""
-    from . import metrics
-    from .predict import predict
+def paired_gain(challenger: SampleIoUs, champion: SampleIoUs) -> Gain:
+    """Return the challenger's gain over the champion on the same samples.
 
-    found: dict[str, tuple[str, float]] = {}
-    for start in range(0, len(split), BATCH):
-        samples = [split[index] for index in range(start, min(start + BATCH, len(split)))]
-        masks = predict(predictor, [sample.image for sample in samples], [sample.text for sample in samples])
-        for sample, mask in zip(samples, masks, strict=True):
-            counts = metrics.count(
-                mask >= predictor.threshold, sample.mask.astype(bool), sample.known.astype(bool)
-            )
-            photo = str(sample.meta.get("source_id") or sample.key)
-            found[sample.key] = photo, float(metrics.ious(np.array([counts], np.int64))[0])
-    return Scored(split.name, split.digest, found)
-
-
-def paired_gain(challenger: Scored, champion: Scored) -> Gain:
-    """The challenger's gain over the champion, from their IoUs on the same samples.
-
-    Photographs are drawn, each with all its samples (see metrics.mean_interval): edits of one photograph
-    succeed and fail together, and an interval over single samples would be too narrow. With fewer than
-    two photographs the interval is all that a difference of IoUs can be. Raises ValueError if the samples
-    differ.
+    The interval is a bootstrap over photos, see metrics.mean_interval: results for edits of one photo are
+    correlated, so resampling single samples would give too narrow an interval. With fewer than two photos
+    the interval is (-1, 1), the full range of a difference of IoUs.
+    Raise ValueError if the samples differ.
     """
-    from . import metrics
-
     if challenger.dataset != champion.dataset or challenger.samples.keys() != champion.samples.keys():
         raise ValueError("the two models were scored on different samples")
     keys = sorted(challenger.samples)

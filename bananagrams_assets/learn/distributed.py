@@ -1,17 +1,15 @@
-"""A training process: its job, its place among others, and how it is asked to end."""
+"""A training process: its rank and device, synchronised gradients and statistics, signals, memory."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,104 +18,76 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import Profile
-from ..errors import BananagramsError
-from ..profiles import validate
-from . import launch
-
-_MALLOPT = {-1: 2**31 - 1, -2: 64 * 2**20, -3: 32 * 2**20}
-"""M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h, in bytes; the last as high as it may be."""
-
-
-class TrainingError(BananagramsError, RuntimeError):
-    """A training that cannot start or go on; the message says why and what to do."""
-
-
-class Stopped(BananagramsError, RuntimeError):
-    """The process was asked to end by a signal, and did after writing a checkpoint."""
-
-    def __init__(self, number: int, step: int, total: int, where: str) -> None:
-        name = signal.Signals(number).name
-        super().__init__(
-            f"stopped by {name} after step {step} of {total}; go on with `bananagrams train --resume {where}`"
-        )
-        self.number = number
+_MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 64 * 2**20, -3: 32 * 2**20}
+"""M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h, in bytes; the last is the maximum allowed."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the job file says."""
-
-    profile: Profile
-    store: str
-    tracking_uri: str
-    mlflow_run_id: str
-    resume: str | None
-    output: str
-    tags: Mapping[str, str]
-    goes_on: bool = False
-    """Whether it resumes an unfinished run of its own, of which publishing may be all that is left."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """This process among those that train together."""
+class DistributedContext:
+    """Rank and device of this process, and the number of processes of the training."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
 
-def read_job(where: Path | str) -> Job:
-    """Read a job file, at a path or an S3 URL."""
-    content = json.loads(launch.read_job_text(where))
-    return Job(profile=validate(content.pop("profile"), str(where)), **content)
+def retain_freed_memory() -> None:
+    """Configure glibc's malloc to keep freed memory for the next step; leave other C libraries unchanged.
 
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory that a step frees for the next one; other C libraries are left as they are.
-
-    By default it hands large blocks back to the system, and a small network's step on a CPU then spends a
-    tenth of its time on getting them anew, thousands of pages. See mallopt(3), and PyTorch's tuning guide on
-    allocators.
+    By default malloc returns large blocks to the operating system. On a CPU a step of a small network then
+    spends a tenth of its time on page faults for new blocks. See mallopt(3) and the section on allocators in
+    PyTorch's performance tuning guide.
     """
     if platform.libc_ver()[0] == "glibc":
-        for option, value in _MALLOPT.items():
+        for option, value in _MALLOC_OPTIONS.items():
             ctypes.CDLL(None).mallopt(option, value)
 
 
 @contextmanager
-def join() -> Iterator[Place]:
-    """This process's place, as torchrun says in the environment; alone without it."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def distributed_context() -> Iterator[DistributedContext]:
+    """Join the process group given by torchrun's environment variables; without them, be rank 0 of 1."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if world > 1:
+    if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
-        yield Place(rank, world, device)
+        yield DistributedContext(rank, world_size, device)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def parallel(net: nn.Module, place: Place) -> nn.Module:
-    """The network, its gradients averaged over all processes where there are several."""
-    if place.world == 1:
+def data_parallel(net: nn.Module, context: DistributedContext) -> nn.Module:
+    """Wrap the network in DistributedDataParallel with synchronised BatchNorm; no-op for one process."""
+    if context.world_size == 1:
         return net
-    # A device's share of a batch may be too small for statistics of its own, and with those of the whole
-    # batch a step computes the same on any number of devices.
-    if place.device.type == "cuda":
+    # A device's share of a batch may be too small for BatchNorm statistics. With the statistics of the whole
+    # batch a step computes the same result on any number of devices.
+    if context.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     else:
-        share_statistics(net)
-    return DistributedDataParallel(net, device_ids=[place.device] if place.device.type == "cuda" else None)
+        convert_cpu_sync_batchnorm(net)
+    device_ids = [context.device] if context.device.type == "cuda" else None
+    return DistributedDataParallel(net, device_ids=device_ids)
 
 
-class SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+def no_gradient_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which backward passes accumulate gradients on this device only."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def mean_over_ranks(value: Tensor, context: DistributedContext) -> float:
+    """Average a scalar over all processes. Every process must call this; `value` is changed in place."""
+    if context.world_size > 1:
+        dist.all_reduce(value)
+    return value.item() / context.world_size
+
+
+class AllReduceSum(torch.autograd.Function):
+    """Sum of a tensor over all processes; the gradient is the sum of the processes' gradients."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -127,61 +97,60 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        return SumOverProcesses.forward(context, gradient)
+        return AllReduceSum.forward(context, gradient)
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d over the batches of all processes, on the CPU, which SyncBatchNorm does not support.
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d with the statistics of all processes' batches, for the CPU (SyncBatchNorm needs a GPU).
 
-    Every process must bring a batch of the same size.
+    Every process must have the same batch size.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) → the same, normalised by the statistics of every process's B."""
+        """Normalise (B, C, H, W) by the statistics over the B of all processes."""
         if not self.training:
             return super().forward(input)
-        world, axes = dist.get_world_size(), (0, 2, 3)
+        world_size, axes = dist.get_world_size(), (0, 2, 3)
         x = input.float()
-        mean: Tensor = SumOverProcesses.apply(x.mean(axes)) / world
+        mean: Tensor = AllReduceSum.apply(x.mean(axes)) / world_size
         centered = x - mean[:, None, None]
-        variance: Tensor = SumOverProcesses.apply(centered.square().mean(axes)) / world
-        count = world * x.numel() // x.shape[1]
+        variance: Tensor = AllReduceSum.apply(centered.square().mean(axes)) / world_size
+        count = world_size * x.numel() // x.shape[1]
         with torch.no_grad():
-            for kept, found in (
+            for running, current in (
                 (self.running_mean, mean),
                 (self.running_var, variance * (count / (count - 1))),
             ):
-                assert kept is not None  # as BatchNorm2d starts
+                assert running is not None  # BatchNorm2d's default: track_running_stats
                 assert self.momentum is not None
-                kept.lerp_(found, self.momentum)
+                running.lerp_(current, self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        normal: Tensor = centered * scale[:, None, None] + self.bias[:, None, None]
-        return normal.to(input.dtype)
+        normalised: Tensor = centered * scale[:, None, None] + self.bias[:, None, None]
+        return normalised.to(input.dtype)
 
 
-def share_statistics(net: nn.Module) -> None:
-    """Make every BatchNorm2d in the network a SharedBatchNorm, in place."""
+def convert_cpu_sync_batchnorm(net: nn.Module) -> None:
+    """Turn every BatchNorm2d of the network into a CpuSyncBatchNorm, in place."""
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm
+            module.__class__ = CpuSyncBatchNorm
 
 
 @contextmanager
-def listen_for_stop(place: Place) -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the SIGTERM or SIGINT that rank 0 has received, or 0.
+def catch_stop_signals(context: DistributedContext) -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the number of the SIGTERM or SIGINT received by rank 0, else 0.
 
-    Other ranks ignore the signals: their gradients are needed for rank 0 to finish its step, after which
-    its exit ends them.
+    Other ranks ignore both signals: rank 0 needs their gradients to finish its step, and its exit ends them.
     """
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    action = note if place.rank == 0 else signal.SIG_IGN
-    before = {number: signal.signal(number, action) for number in (signal.SIGTERM, signal.SIGINT)}
+    action = record if context.rank == 0 else signal.SIG_IGN
+    previous = {number: signal.signal(number, action) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: received[0] if received else 0
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Score a model on a split, beside what needs no model and what reads no words."""
+"""Score a model on a split, with baselines and with shuffled and empty instructions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from ..config import Profile, TrainSettings
 from ..storage.store import Store
 from . import metrics
 from .baselines import Mask, mean_mask, trivial_masks
-from .dataset import Batch, Sample, Split, TrainingSet, loader, open_split
+from .comparison import SampleIoUs
+from .dataset import Batch, DecodedSample, Split, TrainingSet, data_loader, open_split
 from .network import MaskNet
-from .predict import Predictor, predict
+from .predictor import Predictor, predict_masks
 
 BATCH = 16
 
 
 def evaluate(predictor: Predictor, store: Store, profile: Profile, split: str) -> dict[str, Any]:
-    """Metrics of a model on `train`, `dev` or `test`, at the pictures' own size; see `score`.
+    """Return the metrics of a model on `train`, `dev` or `test` at the images' stored sizes; see `score`.
 
-    The threshold is the one that the model was published with. Raises DatasetError where the split, or
-    train, is not there or empty.
+    Uses the threshold that the model was published with. Raises DatasetError if the split or train is
+    missing or empty.
     """
     with open_split(store, "train") as train:
         mean = mean_mask(train.select(profile.train))
@@ -34,22 +35,22 @@ def evaluate(predictor: Predictor, store: Store, profile: Profile, split: str) -
 
 
 def score(predictor: Predictor, split: Split, mean: Mask) -> dict[str, Any]:
-    """Metrics of an open split at the predictor's threshold, given the mean training mask.
+    """Return the metrics of an open split at the predictor's threshold; `mean` is the mean training mask.
 
-    `model`: see metrics.summarise, and `average_precision`; `intervals`: 95% of the same figures.
-    `baselines`: mean IoU of the empty, the full and the mean training mask; `shuffled`: with each picture
-    given another one's instruction; `blind`: with no instruction at all. `gain_interval`: of the mean IoU
-    over the best baseline's, `blind_gain` and its interval: of `blind` over it. `by_edit_type`,
-    `by_category`, `by_scope`, `by_mask_size`: see metrics.by_group.
+    `model`: metrics.summarise and `average_precision`. `intervals`: 95% intervals of the same metrics.
+    `baselines`: mean IoU of the empty, the full and the mean training mask. `shuffled`: mean IoU if each
+    image has the instruction of another sample. `blind`: mean IoU with empty instructions. `gain_interval`:
+    interval of the model's gain in mean IoU over the best baseline. `blind_gain`, `blind_gain_interval`:
+    gain of `blind` over it. `by_edit_type`, `by_category`, `by_scope`, `by_mask_size`: see metrics.by_group.
     """
-    found = _Rows(partners(len(split)))
+    scored = _ScoredSamples(derangement(len(split)))
     for samples in _chunks(split):
-        found.add(predictor, split, samples, mean)
-    sources = found.sources
-    counts, boundary = np.array(found.counts["model"], np.int64), np.array(found.boundary)
-    each = {name: metrics.ious(np.array(rows, np.int64)) for name, rows in found.counts.items()}
-    trivial = {name: float(each[name].mean()) for name in ("empty", "full", "mean")}
-    best = max(trivial, key=lambda name: trivial[name])
+        scored.add(predictor, split, samples, mean)
+    sources = scored.sources
+    counts, boundary = np.array(scored.counts["model"], np.int64), np.array(scored.boundary)
+    ious = {name: metrics.ious(np.array(rows, np.int64)) for name, rows in scored.counts.items()}
+    baselines = {name: float(ious[name].mean()) for name in ("empty", "full", "mean")}
+    best = max(baselines, key=lambda name: baselines[name])
     return {
         "split": split.name,
         "samples": len(split),
@@ -58,38 +59,53 @@ def score(predictor: Predictor, split: Split, mean: Mask) -> dict[str, Any]:
         "threshold": predictor.threshold,
         "model": {
             **metrics.summarise(counts, boundary),
-            "average_precision": metrics.average_precision(found.histogram),
+            "average_precision": metrics.average_precision(scored.histogram),
         },
         "intervals": {
             **metrics.intervals(counts, sources, boundary),
-            **{name: metrics.mean_interval(each[name], sources) for name in each if name != "model"},
+            **{name: metrics.mean_interval(ious[name], sources) for name in ious if name != "model"},
         },
-        "baselines": trivial,
-        "gain_interval": metrics.mean_interval(each["model"] - each[best], sources),
-        "shuffled": float(each["shuffled"].mean()),
-        "blind": float(each["blind"].mean()),
-        "blind_gain": float((each["blind"] - each[best]).mean()),
-        "blind_gain_interval": metrics.mean_interval(each["blind"] - each[best], sources),
-        **metrics.by_group(counts, found.groups, sources),
+        "baselines": baselines,
+        "gain_interval": metrics.mean_interval(ious["model"] - ious[best], sources),
+        "shuffled": float(ious["shuffled"].mean()),
+        "blind": float(ious["blind"].mean()),
+        "blind_gain": float((ious["blind"] - ious[best]).mean()),
+        "blind_gain_interval": metrics.mean_interval(ious["blind"] - ious[best], sources),
+        **metrics.by_group(counts, scored.groups, sources),
     }
 
 
 def best_threshold(predictor: Predictor, split: Split) -> float:
-    """The threshold with the highest mean IoU on an open split, which should not be test."""
-    rows = []
+    """Return the threshold with the highest mean IoU on an open split, which should not be test."""
+    counts = []
     for samples in _chunks(split):
-        masks = predict(predictor, [s.image for s in samples], [s.text for s in samples])
+        masks = predict_masks(predictor, [s.image for s in samples], [s.text for s in samples])
         for sample, probability in zip(samples, masks, strict=True):
             histogram = metrics.level_histogram(probability, *_planes(sample))
-            rows.append(metrics.counts_by_threshold(histogram))
-    return metrics.best_threshold(np.array(rows))
+            counts.append(metrics.counts_by_threshold(histogram))
+    return metrics.best_threshold(np.array(counts))
 
 
-class _Rows:
-    """What is kept of the samples that were scored: numbers and labels, no pixels."""
+def sample_ious(predictor: Predictor, split: Split) -> SampleIoUs:
+    """Return the IoU of each sample of an open split at the predictor's threshold, over valid pixels."""
+    ious: dict[str, tuple[str, float]] = {}
+    for samples in _chunks(split):
+        masks = predict_masks(predictor, [s.image for s in samples], [s.text for s in samples])
+        for sample, probability in zip(samples, masks, strict=True):
+            counts = metrics.pixel_counts(probability >= predictor.threshold, *_planes(sample))
+            photo = str(sample.meta.get("source_id") or sample.key)
+            ious[sample.key] = photo, float(metrics.ious(np.array([counts], np.int64))[0])
+    return SampleIoUs(split.name, split.digest, ious)
 
-    def __init__(self, others: npt.NDArray[np.int64]) -> None:
-        self.others = others
+
+class _ScoredSamples:
+    """Counts and labels of the scored samples, without pixels.
+
+    `partners` (N,) is the index of the sample whose instruction is used for `shuffled`.
+    """
+
+    def __init__(self, partners: npt.NDArray[np.int64]) -> None:
+        self.partners = partners
         self.counts: dict[str, list[tuple[int, int, int]]] = {
             name: [] for name in ("model", "shuffled", "blind", "empty", "full", "mean")
         }
@@ -100,53 +116,55 @@ class _Rows:
             name: [] for name in ("by_edit_type", "by_category", "by_scope", "by_mask_size")
         }
 
-    def add(self, predictor: Predictor, split: Split, samples: Sequence[Sample], mean: Mask) -> None:
+    def add(self, predictor: Predictor, split: Split, samples: Sequence[DecodedSample], mean: Mask) -> None:
         start = len(self.sources)
         images = [sample.image for sample in samples]
-        words = {
+        instructions = {
             "model": [sample.text for sample in samples],
-            "shuffled": [split.text(int(self.others[start + i])) for i in range(len(samples))],
+            "shuffled": [split.text(int(self.partners[start + i])) for i in range(len(samples))],
             "blind": [""] * len(samples),
         }
-        masks = {name: predict(predictor, images, texts) for name, texts in words.items()}
+        masks = {name: predict_masks(predictor, images, texts) for name, texts in instructions.items()}
         for i, sample in enumerate(samples):
-            truth, known = _planes(sample)
-            predicted = {name: masks[name][i] >= predictor.threshold for name in words}
+            truth, valid = _planes(sample)
+            predicted = {name: masks[name][i] >= predictor.threshold for name in instructions}
             predicted.update(trivial_masks(mean, (truth.shape[0], truth.shape[1])))
             for name, mask in predicted.items():
-                self.counts[name].append(metrics.count(mask, truth, known))
-            self.boundary.append(metrics.boundary_f(predicted["model"], truth, known))
-            self.histogram += metrics.level_histogram(masks["model"][i], truth, known)
+                self.counts[name].append(metrics.pixel_counts(mask, truth, valid))
+            self.boundary.append(metrics.boundary_f_relative(predicted["model"], truth, valid))
+            self.histogram += metrics.level_histogram(masks["model"][i], truth, valid)
             self.sources.append(str(sample.meta.get("source_id") or sample.key))
             for name in ("edit_type", "category", "scope"):
                 self.groups[f"by_{name}"].append(str(sample.meta.get(name) or "unknown"))
-            self.groups["by_mask_size"].append(metrics.size_bucket(truth, known))
+            self.groups["by_mask_size"].append(metrics.size_bucket(truth, valid))
 
 
 class DevScorer:
-    """Mean IoU on dev while training: at the training size, each rank scoring its share."""
+    """Computes mean IoU on dev during training, at the training size; each rank scores its share of dev."""
 
-    def __init__(self, dev: Split, train: Split, settings: TrainSettings, rank: int, world: int) -> None:
+    def __init__(self, dev: Split, train: Split, settings: TrainSettings, rank: int, world_size: int) -> None:
         self._data = TrainingSet(dev, settings.side_px, cache=not settings.workers)
-        mine = range(rank, len(dev), world)
-        size = max(1, settings.batch_size // world)
+        indices = range(rank, len(dev), world_size)
+        size = max(1, settings.batch_size // world_size)
         self._batches = [
-            [(0, index) for index in mine[start : start + size]] for start in range(0, len(mine), size)
+            [(0, index) for index in indices[start : start + size]] for start in range(0, len(indices), size)
         ]
         self._workers = settings.workers
-        self._world = world
-        trivial = trivial_masks(mean_mask(train), (settings.side_px, settings.side_px))
-        found: dict[str, list[tuple[int, int, int]]] = {name: [] for name in trivial}
+        self._world_size = world_size
+        baselines = trivial_masks(mean_mask(train), (settings.side_px, settings.side_px))
+        baseline_counts: dict[str, list[tuple[int, int, int]]] = {name: [] for name in baselines}
         for batch in self._load():
-            truth, known = batch.mask[:, 0].numpy() >= 128, batch.known[:, 0].numpy() > 0
-            for name, mask in trivial.items():
-                found[name] += [metrics.count(mask, *planes) for planes in zip(truth, known, strict=True)]
-        self.baselines = {name: self._mean(counts) for name, counts in found.items()}
-        """Mean IoU of the trivial masks."""
-        self.baseline_words = ", ".join(f"{name} mask {value:.3f}" for name, value in self.baselines.items())
+            truth, valid = batch.mask[:, 0].numpy() >= 128, batch.valid[:, 0].numpy() > 0
+            for name, mask in baselines.items():
+                baseline_counts[name] += [
+                    metrics.pixel_counts(mask, *planes) for planes in zip(truth, valid, strict=True)
+                ]
+        self.baselines = {name: self._mean_iou(counts) for name, counts in baseline_counts.items()}
+        """Mean IoU of the baseline masks."""
+        self.baseline_text = ", ".join(f"{name} mask {value:.3f}" for name, value in self.baselines.items())
 
     def mean_iou(self, net: MaskNet, precision: str) -> float:
-        """Mean IoU over dev, the same number on every rank; the network goes back to training mode."""
+        """Return mean IoU over dev, the same on every rank; sets the network back to training mode."""
         net.eval()
         device = next(net.parameters()).device
         counts: list[tuple[int, int, int]] = []
@@ -156,35 +174,35 @@ class DevScorer:
                 torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
             ):
                 predicted = (net(batch.to(device).images, batch.texts)[:, 0] > 0).cpu().numpy()
-            truth, known = batch.mask[:, 0].numpy() >= 128, batch.known[:, 0].numpy() > 0
-            counts += [metrics.count(*planes) for planes in zip(predicted, truth, known, strict=True)]
+            truth, valid = batch.mask[:, 0].numpy() >= 128, batch.valid[:, 0].numpy() > 0
+            counts += [metrics.pixel_counts(*planes) for planes in zip(predicted, truth, valid, strict=True)]
         net.train()
-        return self._mean(counts)
+        return self._mean_iou(counts)
 
     def _load(self) -> Iterator[Batch]:
-        yield from loader(self._data, self._batches, self._workers)
+        yield from data_loader(self._data, self._batches, self._workers)
 
-    def _mean(self, counts: list[tuple[int, int, int]]) -> float:
-        each = [float(value) for value in metrics.ious(np.array(counts, np.int64).reshape(-1, 3))]
-        if self._world > 1:
-            parts: list[list[float]] = [[] for _ in range(self._world)]
-            dist.all_gather_object(parts, each)
-            each = [value for part in parts for value in part]
-        return sum(each) / len(each)
+    def _mean_iou(self, counts: list[tuple[int, int, int]]) -> float:
+        ious = [float(iou) for iou in metrics.ious(np.array(counts, np.int64).reshape(-1, 3))]
+        if self._world_size > 1:
+            gathered: list[list[float]] = [[] for _ in range(self._world_size)]
+            dist.all_gather_object(gathered, ious)
+            ious = [iou for rank_ious in gathered for iou in rank_ious]
+        return sum(ious) / len(ious)
 
 
-def _chunks(split: Split) -> Iterator[list[Sample]]:
+def _chunks(split: Split) -> Iterator[list[DecodedSample]]:
     for start in range(0, len(split), BATCH):
         yield [split[index] for index in range(start, min(start + BATCH, len(split)))]
 
 
-def _planes(sample: Sample) -> tuple[Mask, Mask]:
-    return sample.mask.astype(bool), sample.known.astype(bool)
+def _planes(sample: DecodedSample) -> tuple[Mask, Mask]:
+    return sample.mask.astype(bool), sample.valid.astype(bool)
 
 
-def partners(samples: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """For each of N samples another one, the same each time; with N = 1 itself."""
-    cycle = np.random.default_rng(0).permutation(samples)
-    other = np.empty(samples, np.int64)
-    other[cycle] = np.roll(cycle, 1)
-    return other
+def derangement(count: int) -> npt.NDArray[np.int64]:
+    """Return a fixed permutation (count,) that maps no index to itself, unless count is 1."""
+    cycle = np.random.default_rng(0).permutation(count)
+    result = np.empty(count, np.int64)
+    result[cycle] = np.roll(cycle, 1)
+    return result

@@ -1,7 +1,6 @@
-"""Mask metrics over a split, from counts of pixels that are kept for each sample and level.
+"""Mask metrics over a split, computed from pixel counts per sample.
 
-Pixels that are not known count nowhere. What is kept of a sample is a row of numbers, never its pixels, so
-that a split of any length is scored in little memory.
+Only valid pixels count. A sample is reduced to a few numbers, so that memory does not depend on image sizes.
 """
 
 from __future__ import annotations
@@ -14,170 +13,186 @@ import numpy as np
 import numpy.typing as npt
 
 Counts: TypeAlias = npt.NDArray[np.int64]
-"""(…, 3): pixels in both prediction and truth, in the prediction alone, in the truth alone."""
+"""(…, 3): numbers of true positive, false positive and false negative pixels."""
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Interval: TypeAlias = list[float]
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 LEVELS = 256
-"""Steps that probabilities are counted in."""
+"""Number of bins of the histogram of probabilities."""
 THRESHOLDS = np.arange(1, 32) / 32
-"""Those that a best one is chosen from."""
-DEFAULT = 0.5
+"""Candidates for the best threshold."""
+DEFAULT_THRESHOLD = 0.5
 RESAMPLES = 1000
 COVERAGE = 0.95
 BUCKETS = (0.01, 0.05, 0.2, 0.5)
-"""Bounds of the buckets of mask size, as shares of the known pixels."""
+"""Limits of the buckets of mask size, as fractions of the valid pixels."""
 BOUNDARY_TOLERANCE = 0.008
-"""Of the picture's diagonal, as DAVIS takes it (Perazzi et al. 2016)."""
+"""Tolerance as a fraction of the image diagonal, as in DAVIS (Perazzi et al. 2016)."""
 
 
-def count(predicted: Mask, truth: Mask, known: Mask) -> tuple[int, int, int]:
-    """One sample's counts, of three bool (H, W)."""
-    both = int((predicted & truth & known).sum())
-    return both, int((predicted & known).sum()) - both, int((truth & known).sum()) - both
+def pixel_counts(predicted: Mask, truth: Mask, valid: Mask) -> tuple[int, int, int]:
+    """Return true positives, false positives and false negatives of one sample; all masks bool (H, W)."""
+    true_positive = int((predicted & truth & valid).sum())
+    false_positive = int((predicted & valid).sum()) - true_positive
+    return true_positive, false_positive, int((truth & valid).sum()) - true_positive
 
 
-def level_histogram(probability: npt.NDArray[np.float32], truth: Mask, known: Mask) -> Counts:
-    """Known pixels by truth and level of probability 0..1 (H, W) → int64 (2, LEVELS)."""
-    levels = np.minimum(probability[known] * LEVELS, LEVELS - 1).astype(np.int64)
-    return np.bincount(levels + LEVELS * truth[known], minlength=2 * LEVELS).reshape(2, LEVELS)
+def level_histogram(probability: npt.NDArray[np.float32], truth: Mask, valid: Mask) -> Counts:
+    """Count the valid pixels by truth and bin of probability 0..1 (H, W): int64 (2, LEVELS)."""
+    levels = np.minimum(probability[valid] * LEVELS, LEVELS - 1).astype(np.int64)
+    return np.bincount(levels + LEVELS * truth[valid], minlength=2 * LEVELS).reshape(2, LEVELS)
 
 
 def counts_by_threshold(histogram: Counts) -> Counts:
-    """A level_histogram → int64 (len(THRESHOLDS), 3): the counts of `probability >= threshold` for each."""
+    """Return the pixel counts of `probability >= threshold` for each of THRESHOLDS: int64 (K, 3).
+
+    `histogram` is a sample's level_histogram.
+    """
     above = histogram[:, ::-1].cumsum(1)[:, ::-1]
-    false, true = above[:, (THRESHOLDS * LEVELS).astype(int)]
-    return np.stack([true, false, histogram[1].sum() - true], 1)
+    false_positive, true_positive = above[:, (THRESHOLDS * LEVELS).astype(int)]
+    return np.stack([true_positive, false_positive, histogram[1].sum() - true_positive], 1)
 
 
 def ious(counts: Counts) -> npt.NDArray[np.float64]:
-    """Intersection over union, float64 (…); 1 where prediction and truth are both empty."""
+    """Return intersection over union, float64 (…); 1 where prediction and truth are both empty."""
     union = counts.sum(-1)
     return np.where(union == 0, 1.0, counts[..., 0] / np.maximum(union, 1))
 
 
 def average_precision(histogram: Counts) -> float:
-    """Area under precision over recall of single pixels (CLIPSeg, Lüddecke and Ecker 2022), 0 without truth.
+    """Return the area under the precision-recall curve of pixels (as in CLIPSeg, Lüddecke and Ecker 2022).
 
-    `histogram` is the sum of the samples' level_histograms; pixels of one level count as tied.
+    `histogram` is the sum of the samples' level_histograms; pixels in the same bin are tied. 0 if the truth
+    is empty.
     """
-    false, true = histogram[:, ::-1].cumsum(1)
-    if not true[-1]:
+    false_positive, true_positive = histogram[:, ::-1].cumsum(1)
+    if not true_positive[-1]:
         return 0.0
-    precision = true / np.maximum(true + false, 1)
-    return float((precision * np.diff(true, prepend=0)).sum() / true[-1])
+    precision = true_positive / np.maximum(true_positive + false_positive, 1)
+    return float((precision * np.diff(true_positive, prepend=0)).sum() / true_positive[-1])
 
 
-def boundary_f(predicted: Mask, truth: Mask, known: Mask) -> float:
-    """F-measure of the two boundaries, each matched within BOUNDARY_TOLERANCE (Perazzi et al. 2016).
+def boundary_f_relative(predicted: Mask, truth: Mask, valid: Mask) -> float:
+    """Return the F-measure of boundary pixels matched within BOUNDARY_TOLERANCE (Perazzi et al. 2016).
 
-    The picture's frame bounds a mask that reaches it, so that a mask of everything has a boundary too.
-    1 where neither has a boundary, 0 where only one has.
+    Mask pixels at the image border are boundary pixels, so that a full mask has a boundary too. 1 if neither
+    mask has a boundary, 0 if only one has.
     """
-    lines = [_boundary(mask) & known for mask in (predicted, truth)]
-    if not lines[0].any() or not lines[1].any():
-        return float(lines[0].any() == lines[1].any())
-    reach = max(1.0, BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)))
+    boundaries = [_boundary(mask) & valid for mask in (predicted, truth)]
+    if not boundaries[0].any() or not boundaries[1].any():
+        return float(boundaries[0].any() == boundaries[1].any())
+    tolerance_px = max(1.0, BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)))
     precision, recall = (
-        float((_distance_to(other)[line] <= reach).mean()) for line, other in (lines, lines[::-1])
+        float((_distance_to(other)[boundary] <= tolerance_px).mean())
+        for boundary, other in (boundaries, boundaries[::-1])
     )
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def best_threshold(counts: Counts) -> float:
-    """The one of THRESHOLDS with the highest mean IoU; of equals the nearest to 0.5. counts (N, K, 3)."""
+    """Return the one of THRESHOLDS with the highest mean IoU; among ties the nearest to 0.5.
+
+    `counts` (N, K, 3) are the samples' counts_by_threshold.
+    """
     means = ious(counts).mean(0)
     best = THRESHOLDS[means >= means.max() - 1e-9]
-    return float(best[np.argmin(np.abs(best - DEFAULT))])
+    return float(best[np.argmin(np.abs(best - DEFAULT_THRESHOLD))])
 
 
 def summarise(counts: Counts, boundary: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
-    """Metrics over N ≥ 1 samples of counts (N, 3), and boundary F (N,) if that is given.
+    """Return metrics over N ≥ 1 samples from counts (N, 3) and, optionally, their boundary F (N,).
 
-    `mean_iou` averages over samples, `overall_iou` over pixels (the referring-segmentation literature
-    gives both: LAVT, Yang et al. 2022), `precision` and `recall` over pixels, `p_at_0.5` … `p_at_0.9` are
-    the shares of samples whose IoU reaches that, `boundary_f` averages over samples.
+    `mean_iou` is the mean over samples, `overall_iou` is over all pixels (papers on referring segmentation
+    report both, such as LAVT, Yang et al. 2022), `precision` and `recall` are over all pixels, `p_at_0.5` …
+    `p_at_0.9` are the fractions of samples with at least that IoU, `boundary_f` is the mean over samples.
     """
-    return {name: _ratio(*parts) for name, parts in _parts(counts, boundary).items()}
+    return {name: _ratio(*terms) for name, terms in _ratio_terms(counts, boundary).items()}
 
 
 def intervals(
     counts: Counts, sources: Sequence[str], boundary: npt.NDArray[np.float64] | None = None
 ) -> dict[str, Interval]:
-    """A 95% interval for each figure of `summarise`, by bootstrap over source photographs."""
-    return {name: ratio_interval(*parts, sources) for name, parts in _parts(counts, boundary).items()}
+    """Return a 95% interval for each metric of `summarise`, by bootstrap over source photos."""
+    return {name: ratio_interval(*terms, sources) for name, terms in _ratio_terms(counts, boundary).items()}
 
 
 def mean_interval(values: npt.NDArray[np.float64], sources: Sequence[str]) -> Interval:
-    """A 95% interval for the mean of one value a sample; of differences, that of a paired gain."""
+    """Return a 95% interval for the mean of values (N,), one per sample, such as paired differences."""
     return ratio_interval(values, np.ones(len(values)), sources)
 
 
-def ratio_interval(part: npt.NDArray[Any], whole: npt.NDArray[Any], sources: Sequence[str]) -> Interval:
-    """A 95% percentile interval for sum(part) / sum(whole), both (N,).
+def ratio_interval(
+    numerator: npt.NDArray[Any], denominator: npt.NDArray[Any], sources: Sequence[str]
+) -> Interval:
+    """Return a 95% percentile interval for sum(numerator) / sum(denominator), both (N,).
 
-    Samples of one source photograph are not independent, so photographs are drawn, each with all its
-    samples (cluster bootstrap: Davison and Hinkley 1997, section 3.8).
+    Samples of one source photo are not independent, so the bootstrap draws photos, each with all its samples
+    (cluster bootstrap: Davison and Hinkley 1997, section 3.8).
     """
-    names, cluster = np.unique(np.asarray(sources), return_inverse=True)
-    parts, wholes = (np.bincount(cluster, np.asarray(values, np.float64)) for values in (part, whole))
+    names, photo = np.unique(np.asarray(sources), return_inverse=True)
+    numerators, denominators = (
+        np.bincount(photo, np.asarray(values, np.float64)) for values in (numerator, denominator)
+    )
     rng = np.random.default_rng(0)
-    drawn = np.empty(RESAMPLES)
+    ratios = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
         times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        drawn[i] = _ratio(times @ parts, times @ wholes)
-    low, high = np.quantile(drawn, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+        ratios[i] = _ratio(times @ numerators, times @ denominators)
+    low, high = np.quantile(ratios, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return [float(low), float(high)]
 
 
 def by_group(
     counts: Counts, groups: Mapping[str, Sequence[str]], sources: Sequence[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each grouping (name → a label a sample): label → `samples`, `mean_iou` and its `interval`."""
-    each = ious(counts)
-    named = np.asarray(sources)
+    """Return `samples`, `mean_iou` and its `interval` of each label of each grouping.
+
+    `groups` maps a grouping's name to the samples' labels.
+    """
+    sample_ious = ious(counts)
+    source_array = np.asarray(sources)
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name, labels in groups.items():
-        array = np.asarray(labels)
+        label_array = np.asarray(labels)
         result[name] = {}
         for label in sorted(set(labels)):
-            chosen = array == label
+            chosen = label_array == label
             result[name][label] = {
                 "samples": int(chosen.sum()),
-                "mean_iou": float(each[chosen].mean()),
-                "interval": mean_interval(each[chosen], named[chosen].tolist()),
+                "mean_iou": float(sample_ious[chosen].mean()),
+                "interval": mean_interval(sample_ious[chosen], source_array[chosen].tolist()),
             }
     return result
 
 
-def size_bucket(truth: Mask, known: Mask) -> str:
-    """The bucket of a mask's share of the known pixels, such as `0.05 to 0.2`."""
-    share = (truth & known).sum() / max(1, known.sum())
-    at = int(np.searchsorted(BUCKETS, share, "right"))
-    bounds = (0, *BUCKETS, 1)
-    return f"{bounds[at]:g} to {bounds[at + 1]:g}"
+def size_bucket(truth: Mask, valid: Mask) -> str:
+    """Return the bucket of a mask's fraction of the valid pixels, such as `0.05 to 0.2`."""
+    fraction = (truth & valid).sum() / max(1, valid.sum())
+    index = int(np.searchsorted(BUCKETS, fraction, "right"))
+    limits = (0, *BUCKETS, 1)
+    return f"{limits[index]:g} to {limits[index + 1]:g}"
 
 
-def _parts(
+def _ratio_terms(
     counts: Counts, boundary: npt.NDArray[np.float64] | None
 ) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Each figure as the two numbers a sample whose sums it is the ratio of."""
-    both, only_predicted, only_truth = counts.T
-    each, ones = ious(counts), np.ones(len(counts))
-    parts = {
-        "mean_iou": (each, ones),
-        "overall_iou": (both, both + only_predicted + only_truth),
-        "precision": (both, both + only_predicted),
-        "recall": (both, both + only_truth),
-        **{f"p_at_{limit}": (each >= limit, ones) for limit in PRECISION_AT},
+    """Return numerator and denominator (N,) of each metric, which is the ratio of their sums."""
+    true_positive, false_positive, false_negative = counts.T
+    sample_ious, ones = ious(counts), np.ones(len(counts))
+    terms = {
+        "mean_iou": (sample_ious, ones),
+        "overall_iou": (true_positive, true_positive + false_positive + false_negative),
+        "precision": (true_positive, true_positive + false_positive),
+        "recall": (true_positive, true_positive + false_negative),
+        **{f"p_at_{limit}": (sample_ious >= limit, ones) for limit in PRECISION_AT},
     }
-    return parts if boundary is None else {**parts, "boundary_f": (boundary, ones)}
+    return terms if boundary is None else {**terms, "boundary_f": (boundary, ones)}
 
 
-def _ratio(part: Any, whole: Any) -> float:
-    total = float(np.sum(whole))
-    return float(np.sum(part)) / total if total else 1.0
+def _ratio(numerator: Any, denominator: Any) -> float:
+    total = float(np.sum(denominator))
+    return float(np.sum(numerator)) / total if total else 1.0
 
 
 def _boundary(mask: Mask) -> Mask:
@@ -186,5 +201,5 @@ def _boundary(mask: Mask) -> Mask:
     return np.asarray(mask & (inside == 0))
 
 
-def _distance_to(line: Mask) -> npt.NDArray[np.float32]:
-    return np.asarray(cv2.distanceTransform((~line).astype(np.uint8), cv2.DIST_L2, 5), np.float32)
+def _distance_to(boundary: Mask) -> npt.NDArray[np.float32]:
+    return np.asarray(cv2.distanceTransform((~boundary).astype(np.uint8), cv2.DIST_L2, 5), np.float32)

@@ -1,4 +1,4 @@
-"""Steps, learning rate, parameter groups, averaged weights and arithmetic of a training."""
+"""Number of steps, learning rate, parameter groups, EMA of the weights, and precision of a training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .network import MaskNet
 
 
 def total_steps(samples: int, settings: TrainSettings) -> int:
-    """Steps in all: the epochs' samples in batches, or `max_steps` if that is fewer."""
+    """Return the number of steps: `epochs` over all samples in batches, or `max_steps` if that is fewer."""
     steps = math.ceil(samples * settings.epochs / settings.batch_size)
     return min(steps, settings.max_steps or steps)
 
 
-def rate_factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Learning rate of a step (from 0), as a share of the highest: a linear rise, then the schedule."""
+def lr_multiplier(step: int, total: int, settings: TrainSettings) -> float:
+    """Return a step's (from 0) learning rate as a fraction 0..1 of the peak: linear warm-up, then decay."""
     warmup = min(settings.warmup_steps, total // 2)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -31,7 +31,10 @@ def rate_factor(step: int, total: int, settings: TrainSettings) -> float:
 
 
 def make_optimizer(net: MaskNet, settings: TrainSettings) -> torch.optim.Optimizer:
-    """The optimizer, encoders at their own rate; norms and biases are not decayed."""
+    """Return the optimizer. Encoders have their own learning rate; norms and biases have no weight decay.
+
+    Each parameter group's `factor` multiplies the learning rate.
+    """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -53,7 +56,7 @@ def make_optimizer(net: MaskNet, settings: TrainSettings) -> torch.optim.Optimiz
 
 
 def autocast_precision(settings: TrainSettings, device: torch.device, log: Callable[[str], None]) -> str:
-    """The profile's precision, or float32 where bfloat16 would only be emulated, and slower."""
+    """Return the profile's precision, or float32 if the device only emulates bfloat16, which is slower."""
     if settings.precision == "bfloat16":
         capabilities = torch.cpu.get_capabilities()
         native = (
@@ -67,32 +70,32 @@ def autocast_precision(settings: TrainSettings, device: torch.device, log: Calla
     return settings.precision
 
 
-class Average:
-    """An exponential moving average of a network's weights (Polyak and Juditsky 1992).
+class EMA:
+    """Exponential moving average of a network's weights (Polyak and Juditsky 1992).
 
-    It follows what learns, batch statistics included; a frozen text encoder is not copied. The decay
-    rises from 1/10 to the one asked for, so that the random start is soon forgotten.
+    It covers trainable parameters and BatchNorm statistics; a frozen text encoder is not copied. The decay
+    increases from 1/10 to `decay`, so that the random initial weights soon lose their influence.
     """
 
     def __init__(self, net: MaskNet, decay: float) -> None:
         self.decay = decay
         frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
-        self._own = {
+        self._net_tensors = {
             name: value
             for name, value in net.state_dict().items()
             if value.is_floating_point() and name not in frozen
         }
-        self.tensors = {name: value.detach().clone() for name, value in self._own.items()}
+        self.tensors = {name: value.detach().clone() for name, value in self._net_tensors.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the network's weights after step `step`, counted from 1."""
+        """Update the average with the network's weights after step `step`, counted from 1."""
         decay = min(self.decay, step / (step + 9))
-        torch._foreach_lerp_(list(self.tensors.values()), list(self._own.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._net_tensors.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The network holds the average while the block runs, and then its own weights again, bit by bit."""
+        """Load the average into the network for the block, then restore its own weights bit by bit."""
         self._swap()
         try:
             yield
@@ -101,13 +104,13 @@ class Average:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, own in self._own.items():
-            kept = own.clone()
-            own.copy_(self.tensors[name])
-            self.tensors[name].copy_(kept)
+        for name, value in self._net_tensors.items():
+            copy = value.clone()
+            value.copy_(self.tensors[name])
+            self.tensors[name].copy_(copy)
 
 
-def compiles(settings: TrainSettings, device: torch.device) -> bool:
-    """Whether torch.compile is used: on a GPU, unless the profile forbids it."""
-    # On a CPU it takes a minute and a half to compile and gained nothing.
+def should_compile(settings: TrainSettings, device: torch.device) -> bool:
+    """Return whether to use torch.compile: on a GPU, unless the profile disables it."""
+    # On a CPU compilation takes 90 s and does not make steps faster.
     return settings.compile and device.type == "cuda"

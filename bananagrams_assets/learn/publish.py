@@ -1,4 +1,4 @@
-"""What becomes of a trained network: scores, files in the store, a registered version."""
+"""Publish a trained network: score it, write its files to the store and register it in MLflow."""
 
 from __future__ import annotations
 
@@ -18,148 +18,202 @@ from ..progress import Log
 from ..storage import paths
 from ..storage.store import Store
 from ..vision.images import encode_jpeg, fit
-from . import checkpoint, launch, registry, report
+from . import checkpoint, registry, report
 from .baselines import mean_mask
-from .comparison import score_samples
 from .dataset import DatasetError, Split, open_split
-from .distributed import Job
-from .evaluate import best_threshold, score
+from .evaluate import best_threshold, sample_ious, score
 from .network import MaskNet
-from .predict import CARD, DESCRIPTION, WEIGHTS, Predictor, make_predictor
+from .predictor import CARD, DESCRIPTION, WEIGHTS, Predictor, load_predictor, make_predictor
+from .tracking import RunLog, connect
+from .training_job import TrainingJob
+from .unfinished import last_checkpoint
 
 
 def publish(
-    job: Job,
+    job: TrainingJob,
     store: Store,
     net: MaskNet,
     train_split: Split,
     dev_split: Split,
     facts: Mapping[str, Any],
-    run_log: registry.RunLog,
+    run_log: RunLog,
     log: Log,
 ) -> dict[str, Any]:
-    """Score the trained network, write it to the store and register it; returns model.json's content."""
+    """Score the network, log the results, register it and write it to the store.
+
+    `facts` (`steps`, `best_step`, `seconds`) goes to the summary. Return the content of model.json.
+    """
     profile = job.profile
     side_px = profile.train.side_px
-    threshold = best_threshold(make_predictor(net, side_px), dev_split)  # chosen on dev, applied to test
+    threshold = best_threshold(make_predictor(net, side_px), dev_split)  # selected on dev, also used on test
     predictor = make_predictor(net, side_px, description={"threshold": threshold})
-    mean = mean_mask(train_split)
-    scores = {"dev": score(predictor, dev_split, mean)}
-    digests = {"train": train_split.digest, "dev": dev_split.digest}
-    try:
-        with open_split(store, "test") as test_split:
-            scores["test"] = score(predictor, test_split, mean)
-            digests["test"] = test_split.digest
-            run_log.dataset(test_split, store.describe(paths.index_json("test")), "testing")
-    except DatasetError as error:
-        log(f"not scored on test: {error}")
-    for split, found in scores.items():
-        figures = {f"{split}_{key}": value for key, value in found["model"].items()}
-        figures[f"{split}_shuffled_iou"] = found["shuffled"]
-        figures[f"{split}_blind_iou"] = found["blind"]
-        figures.update({f"{split}_{key}_mask_iou": value for key, value in found["baselines"].items()})
-        run_log.metrics(figures, facts["steps"])
-        baselines = ", ".join(f"{key} {value:.3f}" for key, value in found["baselines"].items())
-        low, high = found["intervals"]["mean_iou"]
-        log(
-            f"{split}: mean IoU {found['model']['mean_iou']:.3f} (95% interval {low:.3f} to {high:.3f}), "
-            f"overall {found['model']['overall_iou']:.3f} at threshold {threshold:g}; trivial masks "
-            f"{baselines}; shuffled instructions {found['shuffled']:.3f}, none {found['blind']:.3f}"
-        )
-    dev = scores["dev"]
-    weights = safetensors.torch.save(checkpoint.weights_of(net))
-    summary = {
-        "dev_iou": dev["model"]["mean_iou"],
-        "baselines": dev["baselines"],
-        "shuffled_iou": dev["shuffled"],
-        **({"test_iou": scores["test"]["model"]["mean_iou"]} if "test" in scores else {}),
-        **facts,
-    }
+    scores = _score_splits(store, predictor, train_split, dev_split, run_log, log)
+    for split, split_scores in scores.items():
+        _log_scores(split, split_scores, threshold, facts["steps"], run_log, log)
+    weights = safetensors.torch.save(checkpoint.model_weights(net))
+    digests = {"train": train_split.digest, **{split: found["dataset"] for split, found in scores.items()}}
     content: dict[str, Any] = {
         "format": 1,
-        **sections(profile),
+        **model_sections(profile),
         "threshold": threshold,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "run_id": job.mlflow_run_id,
         "dataset": digests,
-        "summary": summary,
+        "summary": {**_summary(scores), **facts},
         "metrics": scores,
         "torch": torch.__version__,
     }
-    counts = {split: json.loads(store.read(paths.index_json(split))) for split in digests}
-    card = report.card(profile, content, counts)
-    run_log.file("metrics.json", json.dumps(scores, indent=1).encode())
+    card = _log_reports(store, profile, content, predictor, dev_split, run_log)
+    _log_checkpoint(store, job, run_log)
+    champion_tags = _score_champion(job, store, predictor, dev_split, run_log, log)
+    tags = {**job.tags, **_version_tags(content), **champion_tags}
+    sample = dev_split[0]
+    example = encode_jpeg(fit(sample.image, side_px), 90), sample.text
+    content["version"] = _register(job, weights, content, card, example, tags)
+    store.write(f"{job.output}/{WEIGHTS}", weights)
+    store.write(f"{job.output}/{DESCRIPTION}", json.dumps(content, indent=1).encode())
+    name = profile.mlflow.registered_model
+    log(f"registered as {name} version {content['version']}, alias {registry.CHALLENGER}")
+    return content
+
+
+def model_sections(profile: Profile) -> dict[str, Any]:
+    """Return the sections of the profile that are needed to rebuild a stored model."""
+    return profile.model_dump(mode="json", include={"model", "train"})
+
+
+def _score_splits(
+    store: Store, predictor: Predictor, train_split: Split, dev_split: Split, run_log: RunLog, log: Log
+) -> dict[str, dict[str, Any]]:
+    """Return `evaluate.score` of dev and, if it exists, of test."""
+    mean = mean_mask(train_split)
+    scores = {"dev": score(predictor, dev_split, mean)}
+    try:
+        with open_split(store, "test") as test_split:
+            scores["test"] = score(predictor, test_split, mean)
+            run_log.dataset(test_split, store.describe(paths.index_json("test")), "testing")
+    except DatasetError as error:
+        log(f"not scored on test: {error}")
+    return scores
+
+
+def _log_scores(
+    split: str, scores: Mapping[str, Any], threshold: float, step: int, run_log: RunLog, log: Log
+) -> None:
+    """Log one split's scores as MLflow metrics and as one line."""
+    values = {f"{split}_{key}": value for key, value in scores["model"].items()}
+    values[f"{split}_shuffled_iou"] = scores["shuffled"]
+    values[f"{split}_blind_iou"] = scores["blind"]
+    values.update({f"{split}_{key}_mask_iou": value for key, value in scores["baselines"].items()})
+    run_log.metrics(values, step)
+    baselines = ", ".join(f"{key} {value:.3f}" for key, value in scores["baselines"].items())
+    low, high = scores["intervals"]["mean_iou"]
+    log(
+        f"{split}: mean IoU {scores['model']['mean_iou']:.3f} (95% interval {low:.3f} to {high:.3f}), "
+        f"overall {scores['model']['overall_iou']:.3f} at threshold {threshold:g}; trivial masks "
+        f"{baselines}; shuffled instructions {scores['shuffled']:.3f}, none {scores['blind']:.3f}"
+    )
+
+
+def _summary(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    dev = scores["dev"]
+    return {
+        "dev_iou": dev["model"]["mean_iou"],
+        "baselines": dev["baselines"],
+        "shuffled_iou": dev["shuffled"],
+        **({"test_iou": scores["test"]["model"]["mean_iou"]} if "test" in scores else {}),
+    }
+
+
+def _log_reports(
+    store: Store,
+    profile: Profile,
+    content: Mapping[str, Any],
+    predictor: Predictor,
+    dev_split: Split,
+    run_log: RunLog,
+) -> str:
+    """Log the metrics, the model card and an image of dev predictions; return the card."""
+    indexes = {split: json.loads(store.read(paths.index_json(split))) for split in content["dataset"]}
+    card = report.model_card(profile, content, indexes)
+    run_log.file("metrics.json", json.dumps(content["metrics"], indent=1).encode())
     run_log.file("card.md", card.encode())
     run_log.file("dev_predictions.png", report.encode_png(report.overlay_sheet(predictor, dev_split)))
-    log_checkpoint(store, job, run_log)
-    tags = {
-        **job.tags,
+    return card
+
+
+def _version_tags(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags that `promotion.promote` reads, and the datasets' digests."""
+    summary = content["summary"]
+    return {
         "dev_iou": repr(summary["dev_iou"]),
-        "baseline_iou": repr(max(dev["baselines"].values())),
+        "baseline_iou": repr(max(summary["baselines"].values())),
         "shuffled_iou": repr(summary["shuffled_iou"]),
-        **{f"dataset_{split}": digest for split, digest in digests.items()},
-        **compare_with_champion(job, store, predictor, dev_split, run_log, log),
+        **{f"dataset_{split}": digest for split, digest in content["dataset"].items()},
     }
+
+
+def _register(
+    job: TrainingJob,
+    weights: bytes,
+    content: Mapping[str, Any],
+    card: str,
+    example: tuple[bytes, str],
+    tags: Mapping[str, str],
+) -> str:
+    """Register the model from files in a temporary folder; return its version."""
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as name:
         folder = Path(name)
         (folder / WEIGHTS).write_bytes(weights)
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
-        sample = dev_split[0]
-        example = encode_jpeg(fit(sample.image, side_px), 90), sample.text
-        version = registry.register(job.tracking_uri, profile, job.mlflow_run_id, folder, example, tags, card)
-    content["version"] = version
-    store.write(f"{job.output}/{WEIGHTS}", weights)
-    store.write(f"{job.output}/{DESCRIPTION}", json.dumps(content, indent=1).encode())
-    log(f"registered as {profile.mlflow.registered_model} version {version}, alias {registry.CHALLENGER}")
-    return content
+        return registry.register(
+            job.tracking_uri, job.profile, job.mlflow_run_id, folder, example, tags, card
+        )
 
 
-def compare_with_champion(
-    job: Job, store: Store, predictor: Predictor, dev_split: Split, run_log: registry.RunLog, log: Log
+def _score_champion(
+    job: TrainingJob, store: Store, predictor: Predictor, dev_split: Split, run_log: RunLog, log: Log
 ) -> dict[str, str]:
-    """Log each sample's IoU of this model and of today's champion, for `registry.promote` to compare.
+    """Log the IoU per sample of this model and of the current champion, for `promotion.promote`.
 
-    On test, or on dev where there is no test. Returns tags that name the champion, if there is one.
+    Use test, or dev if there is no test split. Return the tag with the champion's version, if it was scored.
     """
     try:
         with open_split(store, "test") as test_split:
-            return _compare(job, test_split, predictor, run_log, log)
+            return _score_champion_on(test_split, job, predictor, run_log, log)
     except DatasetError:
-        return _compare(job, dev_split, predictor, run_log, log)
+        return _score_champion_on(dev_split, job, predictor, run_log, log)
 
 
-def _compare(
-    job: Job, split: Split, predictor: Predictor, run_log: registry.RunLog, log: Log
+def _score_champion_on(
+    split: Split, job: TrainingJob, predictor: Predictor, run_log: RunLog, log: Log
 ) -> dict[str, str]:
-    own = score_samples(predictor, split)
-    run_log.file(registry.SAMPLES, json.dumps(own.as_json()).encode())
-    version = registry.find(job.tracking_uri, job.profile, registry.CHAMPION)
+    own = sample_ious(predictor, split)
+    run_log.file(registry.OWN_IOUS, json.dumps(own.as_json()).encode())
+    uri, profile = job.tracking_uri, job.profile
+    version = registry.find_version(uri, profile, registry.CHAMPION)
     if version is None:
         return {}
-    known, _ = registry.scored_samples(job.tracking_uri, job.profile, version)
-    if known is None or known.dataset != own.dataset:
+    client = connect(uri)
+    other = registry.read_sample_ious(client, registry.get_version(client, profile, version).run_id)
+    if other is None or other.dataset != own.dataset:
         try:
-            champion = registry.load(job.tracking_uri, job.profile, version)
+            champion = load_predictor(registry.download_model(uri, profile, version))
         except (registry.RegistryError, checkpoint.CheckpointError, ConfigError, OSError) as error:
             log(f"the champion, version {version}, cannot be scored on {split.name}: {error}")
             return {}
-        known = score_samples(champion, split)
-        run_log.file(registry.CHAMPION_SAMPLES, json.dumps(known.as_json()).encode())
-    log(f"the champion, version {version}, has {split.name} mean IoU {known.mean():.3f} on these samples")
+        other = sample_ious(champion, split)
+        run_log.file(registry.CHAMPION_IOUS, json.dumps(other.as_json()).encode())
+    log(f"the champion, version {version}, has {split.name} mean IoU {other.mean():.3f} on these samples")
     return {"champion_version": version}
 
 
-def log_checkpoint(store: Store, job: Job, run_log: registry.RunLog) -> None:
-    """Copy the last checkpoint to the run, where `bananagrams train --resume` can be pointed to it later."""
-    if name := launch.last_checkpoint(store, job.mlflow_run_id):
+def _log_checkpoint(store: Store, job: TrainingJob, run_log: RunLog) -> None:
+    """Copy the last checkpoint to the MLflow run, so that `bananagrams train --resume` can use it later."""
+    if name := last_checkpoint(store, job.mlflow_run_id):
         for file in store.list(f"{name}/"):
             with store.local_path(file) as path, tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
                 copy = Path(folder) / file.rpartition("/")[2]
                 shutil.copyfile(path, copy)
-                run_log.copy(copy, f"checkpoint/{name.rpartition('/')[2]}")
-
-
-def sections(profile: Profile) -> dict[str, Any]:
-    """The parts of the profile that a stored model is rebuilt from."""
-    return profile.model_dump(mode="json", include={"model", "train"})
+                run_log.copy_file(copy, f"checkpoint/{name.rpartition('/')[2]}")

@@ -1,4 +1,4 @@
-"""The model as MLflow loads it; MLflow runs this file when `mlflow.pyfunc.load_model` is called."""
+"""The model in MLflow's pyfunc format; `mlflow.pyfunc.load_model` executes this file."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from bananagrams_assets.learn.predict import MAX_PIXELS, encode_soft, load_predictor, predict
+from bananagrams_assets.learn.predictor import MAX_PIXELS, encode_soft, load_predictor, predict_masks
 from bananagrams_assets.vision.images import RGB, ImageError, decode, encode_png_mask
 
 
 class MaskModel(PythonModel):
-    """A table of `image` (bytes of a picture file) and `instruction` (text) → `mask` (bytes of a PNG).
+    """Map a table of `image` (bytes of an image file) and `instruction` (text) to `mask` (bytes of a PNG).
 
-    The PNG is single-channel, of the upright picture's size; 255 where the instruction will change it.
-    Over HTTP both columns of bytes are base64. Raises MlflowException, which a server answers as HTTP 400,
-    for bytes that give no picture; it names the row.
+    The PNG has one channel and the size of the upright image; 255 marks pixels that the edit changes.
+    Over HTTP, `image` and `mask` are base64. An image that cannot be decoded raises MlflowException with
+    its row number, which the server returns as HTTP 400.
     """
 
     def load_context(self, context: Any) -> None:
-        """Called by MLflow once, with the version's files."""
+        """Load the weights; MLflow calls this once with the files of the model version."""
         self._predictor = load_predictor(Path(context.artifacts["weights"]).parent)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """One mask for each row.
+        """Return one mask per row.
 
-        `params` may hold `threshold`, the least probability of a mask pixel in place of the model's own,
-        and `soft`: true for 8-bit probabilities in place of 0 and 255.
+        `params` may contain `threshold`, the lowest probability of a mask pixel (default: the model's), and
+        `soft`: true for 8-bit probabilities instead of 0 and 255.
         """
         params = params or {}
         threshold = params.get("threshold")
         if threshold is None:
             threshold = self._predictor.threshold
         images = [_image(row, bytes(data)) for row, data in enumerate(model_input["image"])]
-        found = predict(self._predictor, images, [str(text) for text in model_input["instruction"]])
+        instructions = [str(text) for text in model_input["instruction"]]
+        probabilities = predict_masks(self._predictor, images, instructions)
         if params.get("soft"):
-            return pd.DataFrame({"mask": [encode_soft(probability) for probability in found]})
-        masks = [encode_png_mask(probability >= threshold, one_bit=False) for probability in found]
+            return pd.DataFrame({"mask": [encode_soft(probability) for probability in probabilities]})
+        masks = [encode_png_mask(probability >= threshold, one_bit=False) for probability in probabilities]
         return pd.DataFrame({"mask": masks})
 
 

@@ -1,4 +1,4 @@
-"""A training for people: dev predictions beside the truth, the curves, the model's card."""
+"""Reports of a training: an image of dev predictions, its curves and the model card."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy as np
 
 from ..config import Profile
 from ..vision.images import RGB, fit, resize
-from .dataset import Sample, Split
-from .metrics import count, ious
-from .predict import THRESHOLD, Predictor, predict
+from .dataset import DecodedSample, Split
+from .metrics import ious, pixel_counts
+from .predictor import THRESHOLD, Predictor, Probability, predict_masks
 
 TILE_PX = 240
 SAMPLES = 12
-_TRUTH, _PREDICTED, _UNKNOWN = (40, 200, 80), (240, 60, 60), (90, 90, 90)
+_TRUTH, _PREDICTED, _INVALID = (40, 200, 80), (240, 60, 60), (90, 90, 90)
 
 
-def overlay_sheet(predictor: Predictor, split: Split, most: int = SAMPLES) -> RGB:
-    """Up to `most` samples spread over the split, a row each: photograph, truth, prediction; (H, W, 3)."""
-    chosen = np.linspace(0, len(split) - 1, min(most, len(split))).astype(int)
-    samples: list[Sample] = [split[int(index)] for index in chosen]
-    masks = predict(predictor, [sample.image for sample in samples], [sample.text for sample in samples])
+def overlay_sheet(predictor: Predictor, split: Split, max_samples: int = SAMPLES) -> RGB:
+    """Return an image (H, W, 3) of samples spread over the split, one row each: photo, truth, prediction."""
+    indices = np.linspace(0, len(split) - 1, min(max_samples, len(split))).astype(int)
+    samples = [split[int(index)] for index in indices]
+    images = [sample.image for sample in samples]
+    masks = predict_masks(predictor, images, [sample.text for sample in samples])
     threshold = predictor.threshold
     return np.concatenate(
         [_row(sample, mask, threshold) for sample, mask in zip(samples, masks, strict=True)]
@@ -33,14 +34,17 @@ def overlay_sheet(predictor: Predictor, split: Split, most: int = SAMPLES) -> RG
 
 
 def encode_png(rgb: RGB) -> bytes:
-    """PNG bytes of a picture (H, W, 3)."""
+    """Encode an RGB image (H, W, 3) as PNG."""
     ok, png = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-    assert ok  # a uint8 array always encodes
+    assert ok  # encoding a uint8 array cannot fail
     return png.tobytes()
 
 
 def curves(losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]], baseline: float) -> bytes:
-    """PNG of training loss and dev mean IoU by step; `baseline` is the best trivial prediction's IoU."""
+    """Return a PNG of training loss and dev mean IoU by step.
+
+    `baseline` is the mean IoU of the best trivial mask.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -59,10 +63,10 @@ def curves(losses: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]
     return file.getvalue()
 
 
-def card(profile: Profile, content: Mapping[str, Any], counts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The model's card in Markdown, after Mitchell et al. 2019: what it does, data, figures, limits, licence.
+def model_card(profile: Profile, content: Mapping[str, Any], indexes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the model card in Markdown (Mitchell et al. 2019): purpose, data, scores, limits, licence.
 
-    `content` is model.json's, `counts` a split's index by its name.
+    `content` is the content of model.json, `indexes` the index of each split by its name.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -72,11 +76,11 @@ def card(profile: Profile, content: Mapping[str, Any], counts: Mapping[str, Mapp
         rows.append(
             [
                 split,
-                _figure(scores, "mean_iou", scores["model"]["mean_iou"]),
-                _figure(scores, "overall_iou", scores["model"]["overall_iou"]),
-                f"{_figure(scores, name, best)} ({name})",
-                _figure(scores, "shuffled", scores["shuffled"]),
-                _figure(scores, "blind", scores["blind"]),
+                _with_interval(scores, "mean_iou", scores["model"]["mean_iou"]),
+                _with_interval(scores, "overall_iou", scores["model"]["overall_iou"]),
+                f"{_with_interval(scores, name, best)} ({name})",
+                _with_interval(scores, "shuffled", scores["shuffled"]),
+                _with_interval(scores, "blind", scores["blind"]),
             ]
         )
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
@@ -89,44 +93,42 @@ def card(profile: Profile, content: Mapping[str, Any], counts: Mapping[str, Mapp
         threshold=content.get("threshold", THRESHOLD),
         summary=content["summary"],
         dataset=content["dataset"],
-        counts=counts,
+        indexes=indexes,
         rows=rows,
         intervals=any("intervals" in scores for scores in content["metrics"].values()),
         license=profile.source.license,
     )
 
 
-def _figure(scores: Mapping[str, Any], name: str, value: float) -> str:
+def _with_interval(scores: Mapping[str, Any], name: str, value: float) -> str:
     interval = scores.get("intervals", {}).get(name)
     return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
-def _row(
-    sample: Sample, probability: np.ndarray[tuple[int, ...], np.dtype[np.float32]], threshold: float
-) -> RGB:
-    predicted, truth, known = probability >= threshold, sample.mask.astype(bool), sample.known.astype(bool)
-    iou = float(ious(np.array([count(predicted, truth, known)]))[0])
+def _row(sample: DecodedSample, probability: Probability, threshold: float) -> RGB:
+    predicted, truth, valid = probability >= threshold, sample.mask.astype(bool), sample.valid.astype(bool)
+    iou = float(ious(np.array([pixel_counts(predicted, truth, valid)]))[0])
     tiles = [
         _tile(sample.image),
-        _tile(_tint(_tint(sample.image, ~known, _UNKNOWN), truth, _TRUTH)),
+        _tile(_tint(_tint(sample.image, ~valid, _INVALID), truth, _TRUTH)),
         _tile(_tint(sample.image, predicted, _PREDICTED)),
     ]
     strip = np.concatenate(tiles, 1)
     caption = np.full((22, strip.shape[1], 3), 255, np.uint8)
-    # OpenCV's font is ASCII; what it lacks is shown as a question mark.
+    # OpenCV's font is ASCII only; other characters become question marks.
     text = f"IoU {iou:.2f}  {sample.text}".encode("ascii", "replace").decode()
     cv2.putText(caption, text[:110], (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([caption, strip])
 
 
-def _tint(image: RGB, where: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], color: Sequence[int]) -> RGB:
+def _tint(image: RGB, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], color: Sequence[int]) -> RGB:
     tinted = image.copy()
-    tinted[where] = (image[where] * 0.45 + np.array(color) * 0.55).astype(np.uint8)
+    tinted[mask] = (image[mask] * 0.45 + np.array(color) * 0.55).astype(np.uint8)
     return tinted
 
 
 def _tile(image: RGB) -> RGB:
-    """The picture in the middle of a white square."""
+    """Fit the image into the center of a white square of TILE_PX."""
     small = fit(image, TILE_PX)
     if max(small.shape[:2]) < TILE_PX:
         scale = TILE_PX / max(small.shape[:2])

@@ -1,6 +1,6 @@
-"""A split as a WebDataset pipeline: its tars read in order from either store, for sets too large to keep.
+"""A split as a WebDataset pipeline that reads its tars sequentially, for datasets too large to copy locally.
 
-`dataset.Split` reads at random instead, and can resume in the middle of an epoch: training uses that.
+Training uses `dataset.Split` instead, which has random access and can resume in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import IO, Any, cast
 
 import webdataset
 
-from ..dataset.split_reader import DatasetError, damaged, read_index, read_rows
-from ..stages.shards import PARTS
+from ..dataset.split_reader import DatasetError, damaged_part_error, read_index, read_sample_table
 from ..storage.open_store import open_store
-from ..storage.sample_tar import SampleError, read_samples
+from ..storage.sample_tar import SAMPLE_PARTS, SampleError, read_samples
 from ..storage.store import Store
 from .dataset import decode_sample
 
@@ -32,14 +31,15 @@ def stream_split(
     seed: int = 0,
     decoded: bool = True,
 ) -> webdataset.DataPipeline:
-    """The samples of a split, each once an epoch, spread over ranks and loader processes by shard.
+    """Return a pipeline over the samples of a split, each once per epoch; ranks and workers share the shards.
 
-    An empty filter lets all pass. `shuffle` is the number of samples to shuffle among, 0 keeps the order;
-    shards are then shuffled too. `decoded`: `dataset.Sample`s, else dictionaries of `__key__`, `__url__` and
-    the parts' bytes, as webdataset makes them; `.compose(...)` adds stages of one's own.
+    An empty filter passes all samples. `shuffle` is the size of the shuffle buffer in samples and also
+    shuffles the shards; 0 keeps the order. The pipeline yields `dataset.DecodedSample`s; with `decoded`
+    false it yields webdataset's dictionaries of `__key__`, `__url__` and the parts' bytes. `.compose(...)`
+    adds stages.
 
-    Raises DatasetError where there is no index and, while it is read, for a damaged part, with the names of
-    shard and sample, and for a tar whose SHA-256 is not that of the index.
+    Raises DatasetError if there is no index. Iterating raises DatasetError for a damaged part, with the
+    names of shard and sample, and for a tar whose SHA-256 is not that of the index.
     """
     index = read_index(store, name)
     shards = {shard["name"]: shard for shard in index["shards"] if shard["samples"]}
@@ -56,57 +56,57 @@ def stream_split(
     if shuffle:
         stages.append(webdataset.detshuffle(shuffle, seed=seed))
     if decoded:
-        stages.append(webdataset.map(_decoded))
+        stages.append(webdataset.map(_decode))
     return webdataset.DataPipeline(*stages)
 
 
-def _decoded(sample: dict[str, Any]) -> Any:
+def _decode(sample: dict[str, Any]) -> Any:
     return decode_sample(f"{sample['__url__']}, sample {sample['__key__']}", sample["__key__"], sample)
 
 
 class _ReadShards:
-    """The stage that turns shards into samples; each process opens the store for itself."""
+    """Pipeline stage that yields the samples of each shard; every process opens its own store."""
 
     def __init__(self, store: Store, shards: dict[str, dict[str, Any]], filters: dict[str, Any]) -> None:
         self._url, self._shards, self._filters = store.url, shards, filters
-        self._opened: tuple[int, Store] | None = (os.getpid(), store)
+        self._pid_and_store: tuple[int, Store] | None = (os.getpid(), store)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_pid_and_store": None}
 
     def __call__(self, items: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_store(self._url)
+        if self._pid_and_store is None or self._pid_and_store[0] != os.getpid():
+            self._pid_and_store = os.getpid(), open_store(self._url)
         for item in items:
-            yield from self._read(self._opened[1], self._shards[item["url"]])
+            yield from self._read(self._pid_and_store[1], self._shards[item["url"]])
 
     def _read(self, store: Store, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        place, rows = store.describe(shard["name"]), read_rows(store, shard)
-        numbers = {key: row for row, key in enumerate(rows.keys)}
-        kept = set(rows.chosen(**self._filters).tolist())
-        last = "its beginning"
+        tar, table = store.describe(shard["name"]), read_sample_table(store, shard)
+        row_of = {key: row for row, key in enumerate(table.keys)}
+        selected = set(table.select(**self._filters).tolist())
+        last = "the start"
         with store.open(shard["name"]) as file:
-            hashing = _Hashing(file)
+            reader = _HashingReader(file)
             try:
-                for sample in read_samples(cast("IO[bytes]", hashing)):
-                    if sample.key not in numbers or set(sample.parts) != set(PARTS):
+                for sample in read_samples(cast("IO[bytes]", reader)):
+                    if sample.key not in row_of or set(sample.parts) != set(SAMPLE_PARTS):
                         raise DatasetError(
-                            f"{place}, sample {sample.key}: is not as its table says; build the shard again"
+                            f"{tar}, sample {sample.key}: does not match its table; rebuild the shard"
                         )
-                    row, last = numbers[sample.key], f"sample {sample.key}"
-                    for part in PARTS:
-                        if not rows.is_whole(row, part, sample.parts[part]):
-                            raise damaged(place, sample.key, part)
-                    if row in kept:
-                        yield {"__key__": sample.key, "__url__": place, **sample.parts}
+                    row, last = row_of[sample.key], f"sample {sample.key}"
+                    for part in SAMPLE_PARTS:
+                        if not table.matches_digest(row, part, sample.parts[part]):
+                            raise damaged_part_error(tar, sample.key, part)
+                    if row in selected:
+                        yield {"__key__": sample.key, "__url__": tar, **sample.parts}
             except SampleError as error:
-                raise DatasetError(f"{place}, after {last}: {error}; build the shard again") from error
-        if hashing.sha256.hexdigest() != shard["sha256"]:
-            raise DatasetError(f"{place}: its SHA-256 is not that of its index; build the shard again")
+                raise DatasetError(f"{tar}, after {last}: {error}; rebuild the shard") from error
+        if reader.sha256.hexdigest() != shard["sha256"]:
+            raise DatasetError(f"{tar}: its SHA-256 is not that of its index; rebuild the shard")
 
 
-class _Hashing:
-    """A file for reading that hashes what is read."""
+class _HashingReader:
+    """A file for reading that hashes the bytes it reads."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Instructions → token features: an open_clip text tower by name, or frozen random token embeddings."""
+"""Text encoders: an open_clip text tower by name, or frozen random token embeddings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelSettings
-from .weights import WeightsError, cannot_fetch, first_line, read_state
+from .weights import WeightsError, fetch_error, first_line, read_state_dict
 
 CACHE_BYTES = 256 * 2**20
 HUB_TIMEOUT_S = 5
 
 
 class TextEncoder(nn.Module, ABC):
-    """Token features of instructions; a frozen encoder computes each distinct instruction once.
+    """Computes token features of instructions; a frozen encoder caches those of each distinct instruction.
 
-    `width` is the channels C of a feature, `context` the most tokens T read of an instruction,
-    `cache_bytes` how much memory the features of a frozen encoder may take, at half precision.
+    `width`: channels C of a feature. `context`: maximum number of tokens T of an instruction; further tokens
+    are ignored. `cache_bytes`: maximum size of the cache, which holds float16 features.
     """
 
     def __init__(self, width: int, context: int, frozen: bool) -> None:
@@ -39,56 +39,57 @@ class TextEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """N instructions → features float32 (N, T, C) and mask bool (N, T), True where a token is."""
+        """Return features float32 (N, T, C) and mask bool (N, T), True at tokens, of N instructions."""
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B instructions → features float32 (B, L, C), zero at pads, and mask bool (B, L).
+        """Return features float32 (B, L, C), zero at pads, and mask bool (B, L), True at tokens.
 
-        The mask is True where a token is. L ≤ T is the longest instruction's tokens: the rest of the
-        context would be pads alone.
+        L ≤ T is the number of tokens of the longest of the B instructions.
         """
         if not self.frozen:
             features, mask = self.encode(texts)
             longest = int(mask.sum(1).max())
             return features[:, :longest] * mask[:, :longest, None], mask[:, :longest]
         missing = [text for text in dict.fromkeys(texts) if text not in self._cache]
-        fresh = dict(zip(missing, self._compute(missing), strict=True))
-        for text, rows in fresh.items():
-            # A full cache keeps what it has: epochs cycle through the instructions, and evicting
-            # the oldest of a cycle that does not fit would miss every time.
+        computed = dict(zip(missing, self._compute(missing), strict=True))
+        for text, tokens in computed.items():
+            # A full cache evicts nothing: epochs cycle through the instructions, so evicting the oldest would
+            # miss every time if not all instructions fit.
             if self._cached_bytes < self.cache_bytes:
-                self._cache[text] = rows
-                self._cached_bytes += rows.nbytes
-        rows_of = [self._cache[text] if text in self._cache else fresh[text] for text in texts]
-        features = nn.utils.rnn.pad_sequence(rows_of, batch_first=True).float()
-        lengths = torch.tensor([len(rows) for rows in rows_of], device=features.device)
+                self._cache[text] = tokens
+                self._cached_bytes += tokens.nbytes
+        sequences = [self._cache[text] if text in self._cache else computed[text] for text in texts]
+        features = nn.utils.rnn.pad_sequence(sequences, batch_first=True).float()
+        lengths = torch.tensor([len(tokens) for tokens in sequences], device=features.device)
         return features, torch.arange(features.shape[1], device=features.device) < lengths[:, None]
 
     def _compute(self, texts: Sequence[str]) -> list[Tensor]:
-        """The frozen features of each instruction, float16 (tokens, C)."""
-        # A matrix product rounds differently with the number of its rows. On a CPU, where a resumed run ends
-        # with the same bits, each instruction is computed alone: what it gives must not depend on which
-        # others happened to be new. For the same reason an autocast around this call does not reach it.
+        """Return each instruction's frozen features, float16 (tokens, C)."""
+        # The rounding of a matrix product depends on its number of rows. On a CPU a resumed run must end
+        # with the same bits, so each instruction is computed alone: its features must not depend on which
+        # other instructions were missing in the cache. For the same reason an enclosing autocast is
+        # disabled.
         device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
         size = 1 if device is None or device.type == "cpu" else len(texts)
-        rows: list[Tensor] = []
+        sequences: list[Tensor] = []
         with torch.no_grad(), torch.autocast("cpu" if device is None else device.type, enabled=False):
             for start in range(0, len(texts), max(1, size)):
                 features, mask = self.encode(texts[start : start + size])
-                rows += [each[known].half() for each, known in zip(features, mask, strict=True)]
-        return rows
+                sequences += [row[is_token].half() for row, is_token in zip(features, mask, strict=True)]
+        return sequences
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        self._cache, self._cached_bytes = {}, 0  # cached features stay on the old device
+        self._cache, self._cached_bytes = {}, 0  # cached features would stay on the old device
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 class RandomTokens(TextEncoder):
-    """Frozen random embeddings of CLIP's byte-pair tokens, with sinusoidal positions added.
+    """Frozen random embeddings of CLIP's byte-pair tokens plus sinusoidal position encodings.
 
-    Random codes of distinct words are nearly orthogonal, so what reads them learns each word by itself;
-    with little data this beats a text tower without pretrained weights. The codes are signs ±1 drawn
-    from PCG64's raw stream, which numpy keeps the same in every version, so no checkpoint stores them.
+    Random embeddings of distinct tokens are nearly orthogonal, so the network learns each token separately.
+    With little data this is better than a text tower without pretrained weights. The embeddings are signs ±1
+    from PCG64's raw stream, which numpy guarantees to be the same in every version, so checkpoints do not
+    store them.
     """
 
     codes: Tensor
@@ -104,62 +105,63 @@ class RandomTokens(TextEncoder):
         self.register_buffer("codes", torch.from_numpy(signs), persistent=False)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See TextEncoder.encode; pads carry the features of token 0."""
+        """See TextEncoder.encode; pads have the features of token 0."""
         ids = self._tokenizer(list(texts), context_length=self.context).to(self.codes.device)
         positions = sinusoids(torch.arange(self.context, device=ids.device).float(), self.width)
-        return self.codes[ids].float() + positions, until_last(ids != 0)
+        return self.codes[ids].float() + positions, token_mask(ids, 0)
 
 
 class TextTower(TextEncoder):
-    """A text tower of open_clip, its last hidden states as features; its last `trained` layers learn."""
+    """The last hidden states of an open_clip text tower; its last `trained` layers are trainable."""
 
     def __init__(self, name: str, tower: nn.Module, context: int, trained: int) -> None:
         import open_clip
 
-        self_context = int(getattr(tower, "context_length", 77))
+        tower_context = int(getattr(tower, "context_length", 77))
         with torch.no_grad():
             tokenizer = open_clip.get_tokenizer(name)
-            probe = tower(tokenizer([""], context_length=self_context))[1]
-        super().__init__(probe.shape[-1], min(context, self_context), frozen=not trained)
+            probe = tower(tokenizer([""], context_length=tower_context))[1]
+        super().__init__(probe.shape[-1], min(context, tower_context), frozen=not trained)
         self._tokenizer = tokenizer
-        self._tower_context = self_context
+        self._tower_context = tower_context
         config = getattr(tower, "config", None)
         pad = getattr(config, "pad_token_id", None) if config is not None else getattr(tower, "pad_id", 0)
         self._pad = 0 if pad is None else int(pad)
-        # Frozen weights are kept at half precision, as OpenAI's were published: their file is half as large.
+        # Frozen weights are rounded to half precision, as OpenAI published them: checkpoints are half as
+        # large.
         self.tower = tower.half().float().eval().requires_grad_(False)
         if trained:
-            blocks = _blocks(name, tower)
+            blocks = _transformer_layers(name, tower)
             if trained > len(blocks):
                 raise WeightsError(
-                    f"model.train_text_layers: {name} has {len(blocks)} layers, {trained} cannot train"
+                    f"model.train_text_layers: {name} has {len(blocks)} layers, fewer than {trained}"
                 )
-            # A tower with a class token gives its tokens before the last norm, which has no part in them.
+            # A tower with a class token returns token features from before its last norm.
             final = None if getattr(tower, "cls_emb", None) is not None else getattr(tower, "ln_final", None)
             for part in (*blocks[-trained:], final):
                 if part is not None:
                     part.requires_grad_()
 
     def train(self, mode: bool = True) -> TextTower:
-        """The tower stays in evaluation mode, so that features of a frozen one can be computed once."""
+        """Set the mode but keep the tower in evaluation mode, so that frozen features can be cached."""
         super().train(mode)
         self.tower.eval()
         return self
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See TextEncoder.encode; of the tower's full context the first T tokens are kept."""
+        """See TextEncoder.encode; returns the first T tokens of the tower's full context."""
         device = next(self.tower.parameters()).device
         ids = self._tokenizer(list(texts), context_length=self.context).to(device)
-        known = until_last(ids != self._pad)
+        mask = token_mask(ids, self._pad)
         ids = nn.functional.pad(ids, (0, self._tower_context - self.context), value=self._pad)
         _, tokens = self.tower(ids)
-        return tokens[:, : self.context].float(), known
+        return tokens[:, : self.context].float(), mask
 
 
 def build_text_encoder(settings: ModelSettings, fetch: bool = True) -> TextEncoder:
-    """The profile's text encoder; with `fetch` false without initial weights (a checkpoint brings them).
+    """Return the profile's text encoder; with `fetch` false, with random weights for a checkpoint to replace.
 
-    Raises WeightsError: an unknown name or tag, weights that cannot be fetched, a file that does not fit.
+    Raises WeightsError for an unknown name or tag, a failed download, or a file that does not fit the model.
     """
     if settings.text_encoder == "tokens":
         return RandomTokens(settings.text_width, settings.text_context)
@@ -177,10 +179,10 @@ def build_text_encoder(settings: ModelSettings, fetch: bool = True) -> TextEncod
             f"model.text_weights: {weights!r} is neither `none`, nor a local file, nor one of open_clip's "
             f"tags for {name}: {', '.join(tags)}"
         )
-    # The activation is not in the weights: OpenAI's were trained with QuickGELU under the same model name.
+    # The weights do not determine the activation: OpenAI's need QuickGELU, under the same model name.
     tag = weights if weights in tags else settings.text_weights
     quick_gelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-    with _quiet(), _hub(needed=weights in tags):
+    with _library_messages_suppressed(), _offline_if_unreachable(needed=weights in tags):
         try:
             model = open_clip.create_model(
                 name,
@@ -194,7 +196,7 @@ def build_text_encoder(settings: ModelSettings, fetch: bool = True) -> TextEncod
                 raise WeightsError(
                     f"model.text_encoder: {name} cannot be built: {first_line(error)}"
                 ) from None
-            raise cannot_fetch("model.text_weights", name, weights, error) from None
+            raise fetch_error("model.text_weights", name, weights, error) from None
         tower = model.text
         tower.output_tokens = True
         if _is_path(weights):
@@ -202,13 +204,13 @@ def build_text_encoder(settings: ModelSettings, fetch: bool = True) -> TextEncod
         return TextTower(name, tower, settings.text_context, settings.train_text_layers)
 
 
-def until_last(known: Tensor) -> Tensor:
-    """Bool (B, T) → bool (B, T): True up to the last True; a pad's id inside a text is no pad."""
-    return known.flip(1).cumsum(1).flip(1) > 0
+def token_mask(ids: Tensor, pad: int) -> Tensor:
+    """Return bool (B, T), False at trailing pads of ids (B, T); the pad's id inside a text is a token."""
+    return (ids != pad).flip(1).cumsum(1).flip(1) > 0
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Positions (…) → float32 (…, width): sines and cosines (Vaswani et al. 2017, section 3.5)."""
+    """Return the encoding float32 (…, width) of positions (…) (Vaswani et al. 2017, section 3.5)."""
     half = width // 2
     rates = torch.exp(torch.arange(half, device=positions.device) * (-np.log(10000.0) / max(1, half - 1)))
     angles = positions[..., None] * rates
@@ -220,47 +222,47 @@ def _is_path(weights: str) -> bool:
 
 
 def _load_tower(tower: nn.Module, path: str) -> None:
-    """A file of the tower alone, or of a whole CLIP model in either of open_clip's two layouts."""
-    state = read_state(path)
+    """Load a file of the tower alone, or of a CLIP model in either of open_clip's two layouts."""
+    state = read_state_dict(path)
     own = tower.state_dict()
-    under_text = {name.removeprefix("text."): value for name, value in state.items()}
-    state = {name: value for name, value in under_text.items() if name in own}
-    lacking = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
-    if lacking:
+    unprefixed = {name.removeprefix("text."): value for name, value in state.items()}
+    state = {name: value for name, value in unprefixed.items() if name in own}
+    wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
+    if wrong:
         raise WeightsError(
-            f"model.text_weights: {path} is of another architecture: {len(lacking)} of {len(own)} tensors "
-            f"are missing or of another shape, first {lacking[0]}"
+            f"model.text_weights: {path} has another architecture: {len(wrong)} of {len(own)} tensors "
+            f"are missing or have another shape, first {wrong[0]}"
         )
     tower.load_state_dict(state)
 
 
-def _blocks(name: str, tower: nn.Module) -> nn.ModuleList:
-    """The transformer layers of a tower, first to last. Raises WeightsError if it does not show them."""
+def _transformer_layers(name: str, tower: nn.Module) -> nn.ModuleList:
+    """Return a tower's transformer layers, first to last. Raises WeightsError if it has another structure."""
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
     if not isinstance(blocks, nn.ModuleList):
-        raise WeightsError(f"model.train_text_layers: the layers of {name} cannot be told apart; set it to 0")
+        raise WeightsError(f"model.train_text_layers: {name} has no separate layers to train; set it to 0")
     return blocks
 
 
 @contextmanager
-def _hub(needed: bool) -> Iterator[None]:
-    """Keep the Hugging Face hub's client from its minute of retries where the hub cannot be reached.
+def _offline_if_unreachable(needed: bool) -> Iterator[None]:
+    """Set the Hugging Face hub's client offline if the hub is unreachable, which avoids a minute of retries.
 
-    Weights that are in its cache are used all the same.
+    Weights in its cache are still used.
     """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     try:
         if needed and not before:
-            constants.HF_HUB_OFFLINE = not _answers(constants.ENDPOINT)
+            constants.HF_HUB_OFFLINE = not _is_reachable(constants.ENDPOINT)
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
 
 
-def _answers(url: str) -> bool:
-    """Whether a server answers there, be it with an error."""
+def _is_reachable(url: str) -> bool:
+    """Return whether a server responds at a URL, also with an error status."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:
@@ -271,8 +273,8 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the libraries' retry and loading messages; what matters comes as an error."""
+def _library_messages_suppressed() -> Iterator[None]:
+    """Suppress the libraries' messages about retries and loading; failures raise errors anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         before = logging.root.manager.disable

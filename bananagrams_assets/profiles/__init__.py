@@ -1,8 +1,8 @@
-"""The bundled profiles, and how any profile is read.
+"""The bundled profiles, and the reader of profiles.
 
-A profile is read in layers, later ones winning: the defaults of `config`, a YAML file (a bundled profile's
-name or a path), the environment, the command line. `load_profile` returns the model and, for every
-setting, the layer its value came from.
+A profile has layers; a later layer overrides an earlier one: the defaults in `config`, a YAML file (a
+bundled profile or a path), the environment, the command line. `load_profile` returns the model and, for
+every setting, the layer of its value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..config import ConfigError, Profile, flatten
+from ..config import RENAMED_SETTINGS, ConfigError, Profile, flatten
 
 PROFILES = Path(__file__).parent
 PROFILE_VARIABLE = "BANANAGRAMS_PROFILE"
@@ -30,7 +30,7 @@ TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 @dataclass(frozen=True)
 class LoadedProfile:
-    """A profile and, for each setting's path, where its value came from."""
+    """A profile and, for each setting's dotted path, the layer of its value."""
 
     profile: Profile
     name: str
@@ -38,10 +38,10 @@ class LoadedProfile:
 
 
 def load_profile(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> LoadedProfile:
-    """Read a profile: defaults, then the file, then the environment, then `overrides`.
+    """Read a profile from the defaults, the file, the environment and `overrides`, in this order.
 
-    `name` is a bundled profile's name or a YAML file's path; without one BANANAGRAMS_PROFILE, else
-    `demo`. `overrides` maps a setting's path (`mask.blur_kernel_px`) to its value. Raises ConfigError.
+    `name` is a bundled profile's name or a YAML file's path, by default BANANAGRAMS_PROFILE, else `demo`.
+    `overrides` maps a setting's path (`mask.blur_kernel_px`) to its value. Raises ConfigError.
     """
     name = name or os.environ.get(PROFILE_VARIABLE) or "demo"
     path = _profile_path(name)
@@ -58,7 +58,7 @@ def load_profile(name: str | None = None, overrides: Mapping[str, Any] | None = 
 
 
 def validate(content: Mapping[str, Any], origin: str = "profile") -> Profile:
-    """Check plain data and return the profile; raises ConfigError with every wrong key's path."""
+    """Validate plain data and return the profile. Raises ConfigError with the path of every invalid key."""
     try:
         return Profile.model_validate(_tuples(content))
     except ValidationError as error:
@@ -67,7 +67,7 @@ def validate(content: Mapping[str, Any], origin: str = "profile") -> Profile:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`mask.blur_kernel_px=5` → (path, value); the value is YAML. Raises ConfigError."""
+    """Split `mask.blur_kernel_px=5` into (path, value) and parse the value as YAML. Raises ConfigError."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"{text!r}: expected KEY=VALUE, for example mask.blur_kernel_px=5")
@@ -78,13 +78,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def home_folder() -> Path:
-    """Where this machine keeps what is no part of a store: DAGSTER_HOME, else `.bananagrams`."""
+    """Return the folder for caches and other local files: DAGSTER_HOME, else `.bananagrams`."""
     home = os.environ.get("DAGSTER_HOME")
     return Path(home).expanduser() if home else Path(".bananagrams").absolute()
 
 
 def default_store(profile: Profile) -> str:
-    """The store's URL: the profile's, else `store` under DAGSTER_HOME, else `.bananagrams/store`."""
+    """Return the store's URL: the profile's, else `store` under DAGSTER_HOME, else `.bananagrams/store`."""
     return profile.store.url or str(home_folder() / "store")
 
 
@@ -141,7 +141,7 @@ def _merge(target: dict[str, Any], sources: dict[str, str], content: Mapping[str
 
 
 def _tuples(value: Any) -> Any:
-    """Lists to tuples: strict validation takes a list for a list alone, and frozen fields are tuples."""
+    """Convert lists to tuples: fields are tuples, and strict validation does not accept a list for them."""
     if isinstance(value, Mapping):
         return {str(key): _tuples(inner) for key, inner in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
@@ -151,6 +151,8 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     location: Sequence[str | int] = detail["loc"]
     path = ".".join(str(part) for part in location) or "profile"
     if detail["type"] == "extra_forbidden":
+        if path in RENAMED_SETTINGS:
+            return f"{path}: this setting is now called {RENAMED_SETTINGS[path]}"
         allowed = sorted(_section_at(model, location[:-1]).model_fields)
         close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -163,7 +165,7 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
 
 def _section_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
     for part in location:
-        if isinstance(part, int):  # an element of a tuple, whose sections are all of one kind
+        if isinstance(part, int):  # an index into a tuple whose elements have one type
             continue
         annotation: Any = model.model_fields[part].annotation
         if typing.get_origin(annotation) is tuple:

@@ -1,7 +1,7 @@
 """The 35 edit types of pico-banana-400k, their categories and scopes.
 
-The names are those of the dataset's manifest (https://github.com/apple/pico-banana-400k); the paper
-(arXiv:2510.19808, table 1) words some of them differently, so names are matched tolerantly.
+The names are those in the dataset's manifest (https://github.com/apple/pico-banana-400k). The paper
+(arXiv:2510.19808, table 1) uses other wordings for some of them, so names are matched tolerantly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..config import ConfigError
 
 @dataclass(frozen=True)
 class EditType:
-    """An edit type. `scope` is "local", "global", "geometric", or "" where it is not known."""
+    """An edit type. `scope` is "local", "global", "geometric", or "" if unknown."""
 
     name: str
     category: str
@@ -37,7 +37,7 @@ EDIT_TYPES = tuple(
         ("Object", "local", "resize-object", "Change the size/shape/orientation of an object"),
         ("Photometric", "global", "color-tone", "Change overall color tone (warm ↔ cool)"),
         ("Photometric", "global", "film-grain", "Add film grain or vintage filter"),
-        # The background is replaced and the subject stays: a mask over it says something.
+        # The background changes and the subject stays, so a mask is informative.
         ("Scene", "local", "background", "Add new scene context/background"),
         ("Scene", "global", "season", "Apply seasonal transformation (summer ↔ winter)"),
         ("Scene", "global", "weather", "Change weather conditions (sunny/rainy/snowy)"),
@@ -69,42 +69,42 @@ EDIT_TYPES = tuple(
 )
 SCOPES = ("local", "global", "geometric")
 
-_FILLERS = frozenset({"a", "an", "and", "existing", "for", "is", "of", "or", "s", "the", "to", "with"})
+_STOP_WORDS = frozenset({"a", "an", "and", "existing", "for", "is", "of", "or", "s", "the", "to", "with"})
 _SPELLINGS = {"colour": "color", "colours": "colors", "jewellery": "jewelry", "stickerify": "sticker ify"}
 
 
 def edit_type(name: str) -> EditType:
-    """The edit type that `name` means; one of category "unknown" and scope "" where none does.
+    """Return the edit type that matches `name`, or one of category "unknown" and scope "" if none does.
 
-    Case, accents, punctuation, arrows, quotes, small words and what stands in brackets do not matter;
-    a name may be cut short, go on, or order its words otherwise, as long as one type alone fits.
+    Case, accents, punctuation, arrows, quotes, stop words and text in brackets are ignored. The name may be
+    shorter or longer than the type's, or have another word order, as long as exactly one type matches.
     """
-    known = _lookup(name)
-    return known if known is not None else EditType(" ".join(name.split()), "unknown", "")
+    match = _lookup(name)
+    return match if match is not None else EditType(" ".join(name.split()), "unknown", "")
 
 
 def allowed_names(names: Iterable[str]) -> frozenset[str]:
-    """The types of a `source.edit_types` filter by their names; short names (`zoom-in`) will do.
+    """Return the full names of the types in a `source.edit_types` filter, which may use short names.
 
-    Raises ConfigError that names the entry and the closest types.
+    Raises ConfigError with the entry and the closest types if an entry matches no type.
     """
-    return frozenset(_known(name).name for name in names)
+    return frozenset(_lookup_or_raise(name).name for name in names)
 
 
-def _known(name: str) -> EditType:
-    found = _lookup(name)
-    if found is not None:
-        return found
-    by_words = {_words(form): kind for kind in EDIT_TYPES for form in (kind.name, kind.short)}
+def _lookup_or_raise(name: str) -> EditType:
+    match = _lookup(name)
+    if match is not None:
+        return match
+    by_words = {_words(form): type_ for type_ in EDIT_TYPES for form in (type_.name, type_.short)}
     close = difflib.get_close_matches(_words(name), by_words, n=4, cutoff=0.3)
-    kinds = dict.fromkeys(by_words[words] for words in close)
-    if not kinds:
+    types = dict.fromkeys(by_words[words] for words in close)
+    if not types:
         raise ConfigError(
-            f"source.edit_types: {name!r} is no known edit type; "
-            f"known: {', '.join(kind.short for kind in EDIT_TYPES)}"
+            f"source.edit_types: {name!r} is not an edit type; "
+            f"expected: {', '.join(type_.short for type_ in EDIT_TYPES)}"
         )
-    listed = "; ".join(f"{kind.short} ({kind.name})" for kind in kinds)
-    raise ConfigError(f"source.edit_types: {name!r} is no known edit type; close ones: {listed}")
+    listed = "; ".join(f"{type_.short} ({type_.name})" for type_ in types)
+    raise ConfigError(f"source.edit_types: {name!r} is not an edit type; similar ones: {listed}")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -119,38 +119,41 @@ def _lookup(name: str) -> EditType | None:
     core = _core(name)
     if core in without_brackets:
         return without_brackets[core]
-    fitting = [
-        kind
-        for known, kind in without_brackets.items()
-        if known and core and (f"{core} ".startswith(f"{known} ") or f"{known} ".startswith(f"{core} "))
+    matches = [
+        type_
+        for other, type_ in without_brackets.items()
+        if other and core and (f"{core} ".startswith(f"{other} ") or f"{other} ".startswith(f"{core} "))
     ]
-    if not fitting:
-        asked = set(_plain(name).split())
-        fitting = [kind for kind in EDIT_TYPES if asked <= set(_plain(kind.name).split())]
-    # One word alone ("change", "text") would fit by accident.
-    return fitting[0] if len(fitting) == 1 and " " in core else None
+    if not matches:
+        significant = set(_significant(name).split())
+        matches = [type_ for type_ in EDIT_TYPES if significant <= set(_significant(type_.name).split())]
+    # A single word ("change", "text") would match by accident.
+    return matches[0] if len(matches) == 1 and " " in core else None
 
 
 @functools.cache
 def _tables() -> tuple[dict[str, EditType], dict[str, EditType], dict[str, EditType]]:
+    """Return the types by the words of the name, by the core of the name and by the short name."""
     return (
-        {_words(kind.name): kind for kind in EDIT_TYPES},
-        {_core(kind.name): kind for kind in EDIT_TYPES},
-        {_words(kind.short): kind for kind in EDIT_TYPES},
+        {_words(type_.name): type_ for type_ in EDIT_TYPES},
+        {_core(type_.name): type_ for type_ in EDIT_TYPES},
+        {_words(type_.short): type_ for type_ in EDIT_TYPES},
     )
 
 
 def _core(name: str) -> str:
-    return _plain(re.sub(r"\([^)]*\)?", " ", name))
+    """Return the significant words outside brackets."""
+    return _significant(re.sub(r"\([^)]*\)?", " ", name))
 
 
-def _plain(name: str) -> str:
-    return " ".join(word for word in _words(name).split() if word not in _FILLERS)
+def _significant(name: str) -> str:
+    """Return the words of a name without stop words."""
+    return " ".join(word for word in _words(name).split() if word not in _STOP_WORDS)
 
 
 def _words(name: str) -> str:
-    """Lower-case words alone: letters and digits of any script, one space between."""
-    plain = unicodedata.normalize("NFKD", name).casefold()
-    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
-    words = re.sub(r"[^\w]+|_", " ", re.sub("['`\u2018\u2019]", "", plain)).split()
+    """Return the lower-case words (letters and digits of any script), separated by one space."""
+    folded = unicodedata.normalize("NFKD", name).casefold()
+    folded = "".join(letter for letter in folded if not unicodedata.combining(letter))
+    words = re.sub(r"[^\w]+|_", " ", re.sub("['`\u2018\u2019]", "", folded)).split()
     return " ".join(_SPELLINGS.get(word, word) for word in words)

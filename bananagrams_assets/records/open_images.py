@@ -1,9 +1,9 @@
-"""Open Images: which of its photographs a record is about, and where a source photograph can be had.
+"""Open Images: find the photo of a record, and list the locations of a source photo.
 
-All sources of pico-banana-400k are training pictures of Open Images, whose list of 1.7 million photographs
+All source photos of pico-banana-400k are training images of Open Images. Its list of 1.7 million photos
 (`train-images-boxable-with-rotation.csv`, https://storage.googleapis.com/openimages/web/download.html)
-gives each one's ImageID, original URL, author, title and licence. It is read once, into an SQLite file
-under DAGSTER_HOME that is looked up by a 64-bit digest of the URL.
+gives the ImageID, original URL, author, title and licence of each. It is read once into an SQLite index
+under DAGSTER_HOME, with a 64-bit digest of the URL as the lookup key.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from typing import NamedTuple
 from ..config import FetchSettings, SourceSettings
 from ..profiles import home_folder
 from ..progress import Log
-from .attribution import Credit, credit_line
-from .manifest_line import LOCAL, source_id
-from .sources import SourceError, latest
+from .attribution import Attribution, format_attribution
+from .record import LOCAL
+from .sources import SourceError, local_copy
+from .splits import source_id
 
 REQUIRED = ("ImageID", "OriginalURL")
-"""Columns that the list must have. Rotation, License, Author, Title and OriginalLandingURL may be absent."""
+"""Required columns of the list. Rotation, License, Author, Title and OriginalLandingURL may be absent."""
 
 _MIRRORS = ("open-images-dataset.s3.amazonaws.com/train/", "s3.amazonaws.com/open-images-dataset/train/")
 _LAYOUT = 1
+"""Version of the index's tables; part of the file name."""
 _TABLES = """
     PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
     CREATE TABLE about (csv TEXT);
@@ -41,18 +43,18 @@ _INDEXES = """
     CREATE INDEX photographs_by_url ON photographs (url);
     CREATE INDEX photographs_by_image ON photographs (image);
 """
-_FOUND = (
+_SELECT = (
     "SELECT image, rotation, title, author, name, landing FROM photographs "
     "LEFT JOIN licenses ON licenses.id = license WHERE {} = ? ORDER BY photographs.id LIMIT 1"
 )
 
 
 class Photo(NamedTuple):
-    """A photograph of Open Images.
+    """A photo of Open Images.
 
-    `rotation` says by how many degrees counter-clockwise (0, 90, 180, 270) the original and the mirror's
-    copy must be turned to stand as its author meant; None where the list does not say. `attribution` is
-    a credit line, "" where nothing is known.
+    `rotation` is the angle in degrees counter-clockwise (0, 90, 180, 270) that brings the original and the
+    mirror's copy upright, None if the list has no angle. `attribution` is the attribution line, "" if
+    unknown.
     """
 
     image_id: str
@@ -61,7 +63,7 @@ class Photo(NamedTuple):
 
 
 class Photos:
-    """Finds photographs by URL and says where each can be had, as `source.photos_from` orders it."""
+    """Finds photos by URL or file name, and lists their locations in the order of `source.photos_from`."""
 
     def __init__(self, source: SourceSettings, database: sqlite3.Connection | None = None) -> None:
         self._order = source.photos_from
@@ -71,63 +73,63 @@ class Photos:
         prefixes = "|".join(re.escape(prefix) for prefix in (self._mirror.partition("://")[2], *_MIRRORS))
         self._mirrored = re.compile(rf"https?://(?:{prefixes})([0-9a-f]{{16}})\.jpg(?:[?#].*)?")
 
-    def known(self, url: str, local_name: str) -> Photo | None:
-        """The photograph that a record's URL, or the name of its local file, stands for."""
+    def lookup(self, url: str, local_name: str) -> Photo | None:
+        """Return the photo of a record's URL or of its local file's name, None if Open Images lacks it."""
         mirrored = self._mirrored.fullmatch(url)
         if mirrored:
             return self._by_image(mirrored[1]) or Photo(mirrored[1])
         if self._database is None:
             return None
-        found = self._find("url", _url_number(url)) if url else None
-        if found is not None or not local_name:
-            return found
+        photo = self._select("url", _url_digest(url)) if url else None
+        if photo is not None or not local_name:
+            return photo
         stem = local_name.rpartition("/")[2].removesuffix(".jpg")
         return self._by_image(stem) if re.fullmatch("[0-9a-f]{16}", stem) else None
 
-    def candidates(self, url: str, local: str, known: Photo | None) -> list[str]:
-        """Where the photograph can be had, best first: `local:<path>` or a URL.
+    def candidates(self, url: str, local: str, photo: Photo | None) -> list[str]:
+        """Return the photo's locations, best first: `local:<path>` or a URL.
 
-        `local` is the path of the record's own file, or "". A URL with a media fragment (`#xywh=…`)
-        names a part of a photograph: the mirror and the folder, which hold the whole, do not serve it,
-        and nor does the URL where there is a local file.
+        `local` is the path of the record's own file, or "". A URL with a media fragment (`#xywh=…`) denotes
+        a part of a photo. The mirror and the folder only have whole photos and are left out for a part. The
+        URL of a part is left out if there is a local file.
         """
-        part = "#xywh=" in url
-        found = []
-        for place in self._order:
-            if place == "local":
+        is_part = "#xywh=" in url
+        locations = []
+        for location in self._order:
+            if location == "local":
                 if local:
-                    found.append(LOCAL + local)
-                if known and self._folder and not part:
-                    path = Path(self._folder, f"{known.image_id}.jpg")
+                    locations.append(LOCAL + local)
+                if photo and self._folder and not is_part:
+                    path = Path(self._folder, f"{photo.image_id}.jpg")
                     if path.is_file():
-                        found.append(f"{LOCAL}{path}")
-            elif place == "mirror":
-                if known and not part:
-                    found.append(f"{self._mirror}{known.image_id}.jpg")
-            elif url and not (part and local):
-                found.append(url)
-        return list(dict.fromkeys(found))
+                        locations.append(f"{LOCAL}{path}")
+            elif location == "mirror":
+                if photo and not is_part:
+                    locations.append(f"{self._mirror}{photo.image_id}.jpg")
+            elif url and not (is_part and local):
+                locations.append(url)
+        return list(dict.fromkeys(locations))
 
     def _by_image(self, image_id: str) -> Photo | None:
-        return self._find("image", _signed(bytes.fromhex(image_id)))
+        return self._select("image", _signed(bytes.fromhex(image_id)))
 
-    def _find(self, column: str, number: int) -> Photo | None:
+    def _select(self, column: str, value: int) -> Photo | None:
         if self._database is None:
             return None
-        row = self._database.execute(_FOUND.format(column), (number,)).fetchone()
+        row = self._database.execute(_SELECT.format(column), (value,)).fetchone()
         if row is None:
             return None
         image, rotation, title, author, licence, landing = row
-        known = Credit(title or "", author or "", licence or "", landing or "")
-        credit = credit_line(known) if any(known) else ""
-        return Photo(image.to_bytes(8, "big", signed=True).hex(), rotation, credit)
+        attribution = Attribution(title or "", author or "", licence or "", landing or "")
+        line = format_attribution(attribution) if any(attribution) else ""
+        return Photo(image.to_bytes(8, "big", signed=True).hex(), rotation, line)
 
 
 @contextmanager
 def open_photos(source: SourceSettings, fetch: FetchSettings, log: Log) -> Iterator[Photos]:
-    """Photographs with the list that the profile names, which is read now if it is new or changed.
+    """Open the photos of the profile's list, after indexing the list if it is new or has changed.
 
-    Raises SourceError for a list that cannot be read or that is none, and for a folder that is not there.
+    Raises SourceError for a list that is unreadable or has the wrong format, and for a missing folder.
     """
     folder = source.open_images.folder
     if folder and not Path(folder).expanduser().is_dir():
@@ -141,18 +143,18 @@ def open_photos(source: SourceSettings, fetch: FetchSettings, log: Log) -> Itera
 
 
 def _index(name: str, fetch: FetchSettings, log: Log) -> Path:
-    """The SQLite file made from the list, made anew where the list's content is another."""
-    path, digest = latest(name, fetch, log)
+    """Return the path of the list's SQLite index, after rebuilding it if the list has changed."""
+    path, digest = local_copy(name, fetch, log)
     label = blake2b(name.encode(), digest_size=8).hexdigest()
     index = home_folder() / "sources" / f"open-images-{_LAYOUT}-{label}.sqlite"
-    if _made_from(index) == digest:
+    if _indexed_digest(index) == digest:
         return index
     index.parent.mkdir(parents=True, exist_ok=True)
     temporary = index.with_name(f".tmp-{secrets.token_hex(8)}")
     try:
         with closing(sqlite3.connect(temporary)) as database:
             database.executescript(_TABLES)
-            found, left_out = _read_list(database, path, name, log)
+            photos, skipped = _read_list(database, path, name, log)
             database.executescript(_INDEXES)
             database.execute("INSERT INTO about VALUES (?)", (digest,))
             database.commit()
@@ -162,12 +164,12 @@ def _index(name: str, fetch: FetchSettings, log: Log) -> Path:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    log(f"{name}: {found:,} photographs read, {left_out:,} rows without ImageID or URL left out")
+    log(f"{name}: {photos:,} photos read, {skipped:,} rows without ImageID or URL skipped")
     return index
 
 
-def _made_from(index: Path) -> str:
-    """SHA-256 of the list that an index was made from; "" where there is no whole index."""
+def _indexed_digest(index: Path) -> str:
+    """Return the SHA-256 of the list that an index was built from, "" if the index is not complete."""
     if not index.is_file():
         return ""
     try:
@@ -178,9 +180,9 @@ def _made_from(index: Path) -> str:
 
 
 def _read_list(database: sqlite3.Connection, path: Path, name: str, log: Log) -> tuple[int, int]:
-    """(photographs, rows left out) of the list, streamed into the index."""
+    """Stream the list into the index; return (number of photos, number of skipped rows)."""
     licenses: dict[str, int] = {}
-    found = left_out = 0
+    photos = skipped = 0
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file)
         try:
@@ -190,27 +192,27 @@ def _read_list(database: sqlite3.Connection, path: Path, name: str, log: Log) ->
                     f"{name}: no column {' and no column '.join(missing)}; is it "
                     "train-images-boxable-with-rotation.csv of Open Images?"
                 )
-            at = {column: place for place, column in enumerate(header)}
+            columns = {column: index for index, column in enumerate(header)}
             batch = []
-            for row in reader:
-                photo = _row(row, at, licenses)
-                if photo is None:
-                    left_out += bool(row)
+            for cells in reader:
+                row = _row(cells, columns, licenses)
+                if row is None:
+                    skipped += bool(cells)
                     continue
-                batch.append(photo)
-                found += 1
+                batch.append(row)
+                photos += 1
                 if len(batch) == 1000:
                     _insert(database, batch)
                     batch.clear()
-                if found % 500_000 == 0:
-                    log(f"{name}: {found:,} photographs read")
+                if photos % 500_000 == 0:
+                    log(f"{name}: {photos:,} photos read")
         except csv.Error as error:
             raise SourceError(f"{name}: line {reader.line_num}: not CSV: {error}") from error
         _insert(database, batch)
-    if not found:
-        raise SourceError(f"{name}: no photograph in it")
+    if not photos:
+        raise SourceError(f"{name}: the list has no photos")
     database.executemany("INSERT INTO licenses (name, id) VALUES (?, ?)", licenses.items())
-    return found, left_out
+    return photos, skipped
 
 
 _Row = tuple[int, int, "int | None", int, str, str, str]
@@ -224,26 +226,32 @@ def _insert(database: sqlite3.Connection, rows: list[_Row]) -> None:
     )
 
 
-def _row(row: list[str], at: dict[str, int], licenses: dict[str, int]) -> _Row | None:
+def _row(cells: list[str], columns: dict[str, int], licenses: dict[str, int]) -> _Row | None:
+    """Return the index row of a line of the list, None for an invalid ImageID or URL.
+
+    `licenses` maps each licence to its id; a new licence is added to it.
+    """
+
     def cell(column: str) -> str:
-        place = at.get(column, len(row))
-        return " ".join(row[place].split()) if place < len(row) else ""
+        index = columns.get(column, len(cells))
+        return " ".join(cells[index].split()) if index < len(cells) else ""
 
     image, url = cell("ImageID").lower(), cell("OriginalURL")
     try:
-        number = _url_number(url)
+        url_digest = _url_digest(url)
     except ValueError:
         return None
     if not re.fullmatch("[0-9a-f]{16}", image) or not url:
         return None
     licence = licenses.setdefault(cell("License"), len(licenses))
     return (
-        number, _signed(bytes.fromhex(image)), _degrees(cell("Rotation")), licence, cell("Author"),
+        url_digest, _signed(bytes.fromhex(image)), _degrees(cell("Rotation")), licence, cell("Author"),
         cell("Title"), cell("OriginalLandingURL"),
     )  # fmt: skip
 
 
 def _degrees(text: str) -> int | None:
+    """Return the angle of a cell if it is a multiple of 90."""
     try:
         degrees = float(text)
     except ValueError:
@@ -251,13 +259,13 @@ def _degrees(text: str) -> int | None:
     return int(degrees) if degrees in (0, 90, 180, 270) else None
 
 
-def _url_number(url: str) -> int:
-    """64 bits of a photograph's URL; http and https are one, as they are at Flickr."""
+def _url_digest(url: str) -> int:
+    """Return a 64-bit digest of a photo's URL, the same for http and https because Flickr serves both."""
     if url[:5].lower() == "http:":
         url = "https" + url[4:]
     return _signed(bytes.fromhex(source_id(url)))
 
 
 def _signed(digest: bytes) -> int:
-    """SQLite's integers are signed."""
+    """Return the digest as a signed integer, because SQLite's integers are signed."""
     return int.from_bytes(digest, "big", signed=True)

@@ -1,7 +1,7 @@
-"""Files that a profile names by path or URL: manifests and the list of Open Images photographs.
+"""Files that a profile names by path or URL: manifests and the list of Open Images photos.
 
-What was downloaded, and the digest of what was read, is kept under DAGSTER_HOME (else `.bananagrams`), so
-that a source that did not change is neither sent nor read again.
+Downloads and digests are cached under DAGSTER_HOME (else `.bananagrams`), so that an unchanged source is
+neither downloaded nor read again.
 """
 
 from __future__ import annotations
@@ -13,73 +13,76 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..config import FetchSettings
 from ..errors import BananagramsError
 from ..profiles import home_folder
 from ..progress import Log, ignore_progress
+from ..storage.digests import file_digest
 from ..storage.local import LocalStore
 from ..storage.store import MissingObject
 
 SAMPLE = "sample:"
-"""The name of the embedded sample where a manifest's path or URL is expected."""
+"""The name of the embedded sample, in place of a manifest's path or URL."""
 
-_SETTLED_NS = 2_000_000_000
-"""A file changed within this time of being read may change again within one tick of its clock."""
+_MIN_AGE_NS = 2_000_000_000
+"""The digest of a younger file is not cached: it may change again within one tick of the file system's
+clock, without a new modification time."""
+_LOG_BYTES = 2**26
 
 
 class SourceError(BananagramsError, RuntimeError):
-    """A source that cannot be read; the message names it and says why."""
+    """A source cannot be read; the message gives its path or URL and the reason."""
 
 
 def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def fingerprint(source: str, settings: FetchSettings, log: Log = ignore_progress) -> str:
-    """16 hex digits that change when the source's content does.
+def source_digest(source: str, settings: FetchSettings, log: Log = ignore_progress) -> str:
+    """Return the first 16 hex digits of the source's SHA-256, or `sample:` for the embedded sample.
 
-    Of a path or URL: its SHA-256, known from last time where size and time of change are the same or the
-    server answers 304 (RFC 9110, 15.4.5). The embedded sample is a function of its settings and code,
-    which its readers compare themselves. Raises SourceError.
+    The embedded sample depends only on its settings and code, which its readers compare themselves. Raises
+    SourceError.
     """
     if source == SAMPLE:
         return SAMPLE
-    return latest(source, settings, log)[1][:16]
+    return local_copy(source, settings, log)[1][:16]
 
 
-def latest(source: str, settings: FetchSettings, log: Log) -> tuple[Path, str]:
-    """(file, SHA-256) of a path or URL; a URL's download is brought up to date first. Raises SourceError."""
+def local_copy(source: str, settings: FetchSettings, log: Log) -> tuple[Path, str]:
+    """Return (path, SHA-256) of a local file, or of the current content of a URL. Raises SourceError."""
     if is_url(source):
         return _download(source, settings, log)
     path = Path(source).expanduser()
-    return path, _digest_of_file(path)
+    return path, _local_digest(path)
 
 
-def _digest_of_file(path: Path) -> str:
-    notes = _Notes(str(path.absolute()))
+def _local_digest(path: Path) -> str:
+    """Return a file's SHA-256, from the cache if its size, modification time and inode are unchanged."""
+    cache = _CacheEntry(str(path.absolute()))
     try:
         status = path.stat()
-        known = notes.read()
-        seen = [status.st_size, status.st_mtime_ns, status.st_ino]
-        if known.get("seen") == seen:
-            return str(known["sha256"])
+        facts = cache.read()
+        state = [status.st_size, status.st_mtime_ns, status.st_ino]
+        if facts.get("seen") == state:
+            return str(facts["sha256"])
         with path.open("rb") as file:
-            digest = _sha256(file)
+            digest = file_digest(file)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
-        notes.write({"source": str(path), "seen": seen, "sha256": digest})
+    if time.time_ns() - status.st_mtime_ns > _MIN_AGE_NS:
+        cache.write({"source": str(path), "seen": state, "sha256": digest})
     return digest
 
 
 def _download(url: str, settings: FetchSettings, log: Log) -> tuple[Path, str]:
-    """(download, SHA-256) of a URL, asked for conditionally (RFC 9110, 13) with several tries."""
-    notes = _Notes(url)
+    """Return (path, SHA-256) of a URL's content, after up to `attempts` conditional requests."""
+    cache = _CacheEntry(url)
     for attempt in range(1, settings.attempts + 1):
         try:
-            return _ask(url, notes, settings, log)
+            return _request(url, cache, settings, log)
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
@@ -87,45 +90,46 @@ def _download(url: str, settings: FetchSettings, log: Log) -> tuple[Path, str]:
         except (urllib.error.URLError, http.client.HTTPException, _NetworkError) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt < settings.attempts:
-            log(f"{url}: {problem}; trying again")
+            log(f"{url}: {problem}; retrying")
             time.sleep(settings.backoff_s * 2 ** (attempt - 1))
-    raise SourceError(f"{url}: {problem} (after {settings.attempts} tries)")
+    raise SourceError(f"{url}: {problem} (after {settings.attempts} attempts)")
 
 
-def _ask(url: str, notes: _Notes, settings: FetchSettings, log: Log) -> tuple[Path, str]:
+def _request(url: str, cache: _CacheEntry, settings: FetchSettings, log: Log) -> tuple[Path, str]:
+    """Send one conditional request (RFC 9110, 13); status 304 (15.4.5) means that the cache is current."""
     headers = {"User-Agent": settings.user_agent}
-    known = notes.read()
-    kept = notes.body(known)
-    if kept is not None:
+    facts = cache.read()
+    cached = cache.body(facts)
+    if cached is not None:
         headers |= {
-            name: known[field]
+            name: facts[field]
             for name, field in (("If-None-Match", "etag"), ("If-Modified-Since", "last_modified"))
-            if known.get(field)
+            if facts.get(field)
         }
     try:
-        answer = urllib.request.urlopen(
+        response = urllib.request.urlopen(
             urllib.request.Request(url, headers=headers), timeout=settings.timeout_s
         )
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 304 and kept is not None:
-                return kept, str(known["sha256"])
+            if error.code == 304 and cached is not None:
+                return cached, str(facts["sha256"])
             raise
     except (TimeoutError, ConnectionError) as error:
         raise _NetworkError(str(error) or type(error).__name__) from error
-    with answer:
-        return notes.download(url, answer, log)
+    with response:
+        return cache.store(url, response, log)
 
 
 class _NetworkError(Exception):
-    """A connection that failed while it was used, told apart from a disk that did."""
+    """A connection failed during use. An OSError would not distinguish it from a disk error."""
 
 
-class _Notes:
-    """What is kept of one source: a JSON file of facts and, for a URL, its body.
+class _CacheEntry:
+    """The cache of one source: a JSON file of facts and, for a URL, its body.
 
-    Body and facts may come from two downloads where two processes race: then the server answers 200 to the
-    next question, and both are replaced.
+    If two processes race, body and facts may come from different downloads. The server then responds with
+    200 to the next request, and both are replaced.
     """
 
     def __init__(self, name: str) -> None:
@@ -143,46 +147,39 @@ class _Notes:
         self._folder.write(f"{self._name}.json", json.dumps(facts, sort_keys=True, indent=1).encode())
 
     def body(self, facts: dict[str, Any]) -> Path | None:
-        """The download that `facts` tell of, if it is still there and whole."""
+        """Return the path of the body that belongs to `facts`, None if it is missing or incomplete."""
         name = f"{self._name}.body"
         if not self._folder.exists(name) or self._folder.size(name) != facts.get("bytes"):
             return None
         return Path(self._folder.describe(name))
 
-    def download(self, url: str, answer: http.client.HTTPResponse, log: Log) -> tuple[Path, str]:
-        """Keep the body of an answer; what was kept before stays until this one is whole."""
-        digest, size, told = hashlib.sha256(), 0, 0
+    def store(self, url: str, response: http.client.HTTPResponse, log: Log) -> tuple[Path, str]:
+        """Download a response; return (path, SHA-256) of its body. A failure leaves the cache unchanged."""
+        digest, size, logged = hashlib.sha256(), 0, 0
         with self._folder.create(f"{self._name}.body") as file:
-            while block := _received(answer):
+            while block := _read_block(response):
                 file.write(block)
                 digest.update(block)
                 size += len(block)
-                if size - told >= 2**26:
-                    told = size
+                if size - logged >= _LOG_BYTES:
+                    logged = size
                     log(f"{url}: {size / 1e6:,.0f} MB received")
-            announced = answer.headers.get("Content-Length")
-            if announced is not None and size != int(announced):
-                raise _NetworkError(f"the answer was cut: {size:,} of {int(announced):,} bytes came")
+            expected = response.headers.get("Content-Length")
+            if expected is not None and size != int(expected):
+                raise _NetworkError(f"the response was cut: {size:,} of {int(expected):,} bytes received")
         facts = {
             "source": url,
             "sha256": digest.hexdigest(),
             "bytes": size,
-            "etag": answer.headers.get("ETag"),
-            "last_modified": answer.headers.get("Last-Modified"),
+            "etag": response.headers.get("ETag"),
+            "last_modified": response.headers.get("Last-Modified"),
         }
         self.write(facts)
         return Path(self._folder.describe(f"{self._name}.body")), digest.hexdigest()
 
 
-def _received(answer: http.client.HTTPResponse) -> bytes:
+def _read_block(response: http.client.HTTPResponse) -> bytes:
     try:
-        return answer.read(2**20)
+        return response.read(2**20)
     except (http.client.HTTPException, OSError) as error:
         raise _NetworkError(str(error) or type(error).__name__) from error
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()

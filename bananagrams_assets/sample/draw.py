@@ -1,7 +1,7 @@
-"""Things drawn from scratch: shaded, antialiased objects, procedural materials, scenes and lettering.
+"""Drawing of shaded, antialiased objects, procedural materials, scenes, text, signs and accessories.
 
-Everything here is drawn, never cut from a photograph, so no photograph's pixels can reach another split.
-A drawn layer is float32 RGBA (H, W, 4): colours 0..255, alpha 0..1.
+No drawing contains pixels of a photo, so that no photo's pixels can reach another split. A drawn layer is
+float32 RGBA (H, W, 4): colours 0..255, alpha 0..1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from bananagrams_assets.sample.photos import RGB, package_folder
+from .photos import RGB, Rng, package_folder
 
 Layer = npt.NDArray[np.floating[Any]]
 Points = npt.NDArray[np.float64]
@@ -45,8 +45,8 @@ def to_bytes(image: Layer) -> RGB:
 
 
 @lru_cache(maxsize=64)
-def draw_thing(kind: str, color: str, size_px: int, seed: int) -> Layer:
-    """One object filling a square of `size_px`, lit from the upper left; `seed` varies its finish."""
+def draw_object(kind: str, color: str, size_px: int, seed: int) -> Layer:
+    """Draw one of KINDS in a square of `size_px`, lit from the upper left; `seed` varies its finish."""
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     side = size_px * _OVERSAMPLE
     axis = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
@@ -54,13 +54,13 @@ def draw_thing(kind: str, color: str, size_px: int, seed: int) -> Layer:
     alpha, shade = _SHAPES[kind](x, y)
     finish = rng.integers(3)
     if finish and kind not in ("cone", "umbrella"):
-        turn = rng.uniform(0, math.pi)
-        along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+        angle = rng.uniform(0, math.pi)
+        along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
         wave = np.sin(along * 11) if finish == 1 else np.sin(along * 9) * np.sin(across * 9) * 1.6
         shade = shade * (1 + 0.22 * np.tanh(wave * 4))
     shade = shade * (1 + 0.03 * noise((side, side), rng, 24))
     base = np.array(COLORS[color], np.float32) + rng.uniform(-6, 6, 3).astype(np.float32)
-    # A dark colour shaded by multiplication alone looks flat; part of the light is added.
+    # A dark colour looks flat if it is shaded by multiplication only; part of the light is added.
     rgb = base * np.minimum(shade, 1.0)[..., None] + 150 * np.maximum(shade - 1.0, 0)[..., None]
     rgb = rgb + 14 * (shade - 0.8)[..., None]
     layer = np.dstack([np.clip(rgb, 0, 255) * alpha[..., None], alpha]).astype(np.float32)
@@ -98,9 +98,9 @@ def _balloon(x: Layer, y: Layer) -> tuple[Layer, Layer]:
 
 
 def _star(x: Layer, y: Layer) -> tuple[Layer, Layer]:
-    turn = np.arange(10) * math.pi / 5 - math.pi / 2
+    angle = np.arange(10) * math.pi / 5 - math.pi / 2
     radius = np.where(np.arange(10) % 2 == 0, 0.98, 0.45)
-    points = np.stack([radius * np.cos(turn), radius * np.sin(turn) + 0.06], axis=1)
+    points = np.stack([radius * np.cos(angle), radius * np.sin(angle) + 0.06], axis=1)
     alpha, shade = _polygon(x.shape, points), np.full(x.shape, 0.8, np.float32)
     for index in range(10):
         facet = _polygon(x.shape, [(0, 0.06), tuple(points[index]), tuple(points[(index + 1) % 10])])
@@ -173,8 +173,8 @@ _SHAPES = {
 }
 
 
-def noise(shape: tuple[int, int], rng: np.random.Generator, cells: float, octaves: int = 2) -> Layer:
-    """Smooth value noise of about unit deviation, float32 (H, W); `cells` periods over the longest side."""
+def noise(shape: tuple[int, int], rng: Rng, cells: float, octaves: int = 2) -> Layer:
+    """Return smooth value noise (H, W), standard deviation about 1, `cells` periods on the longest side."""
     height, width = shape
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
@@ -185,8 +185,8 @@ def noise(shape: tuple[int, int], rng: np.random.Generator, cells: float, octave
     return total
 
 
-def draw_material(name: str, shape: tuple[int, int], rng: np.random.Generator) -> RGB:
-    """A surface of brick, wood, grass, checkerboard or stone, uint8 RGB (H, W, 3)."""
+def draw_material(name: str, shape: tuple[int, int], rng: Rng) -> RGB:
+    """Draw a surface of MATERIALS, uint8 RGB (H, W, 3). Raises ValueError for another name."""
     height, width = shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     unit = max(shape) / 10
@@ -214,7 +214,7 @@ def draw_material(name: str, shape: tuple[int, int], rng: np.random.Generator) -
         tone = 26 * noise(shape, rng, 9, 4) + 6 * grain
         rgb = np.dstack([134 + tone, 132 + tone, 128 + tone])
     else:
-        raise ValueError(f"{name!r} is not a material; there are {', '.join(MATERIALS)}")
+        raise ValueError(f"{name!r} is not a material; use one of {', '.join(MATERIALS)}")
     return to_bytes(rgb)
 
 
@@ -226,8 +226,8 @@ _SKIES = {
 }
 
 
-def draw_scene(name: str, shape: tuple[int, int], rng: np.random.Generator) -> RGB:
-    """A background of beach, sunset, snowy field or night sky, uint8 RGB (H, W, 3), the horizon at 60%."""
+def draw_scene(name: str, shape: tuple[int, int], rng: Rng) -> RGB:
+    """Draw a background of SCENES, uint8 RGB (H, W, 3), with the horizon at 60% of the height."""
     height, width = shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     v = y / max(height - 1, 1)
@@ -265,18 +265,18 @@ def _font_file(name: str) -> str:
     return str(package_folder("matplotlib") / "mpl-data/fonts/ttf" / name)
 
 
-def draw_word(word: str, width_px: int, font_name: str = "DejaVuSans-Bold.ttf") -> Layer:
-    """The coverage of a word about `width_px` wide, float32 0..1, cut to the letters.
+def draw_text(text: str, width_px: int, font_name: str) -> Layer:
+    """Draw a text about `width_px` wide. Returns its coverage, float32 (H, W), 0..1, cropped to the letters.
 
-    `font_name` is a file that matplotlib ships.
+    `font_name` is a font file of the matplotlib package.
     """
     size = 64
     font = ImageFont.truetype(_font_file(font_name), size, layout_engine=ImageFont.Layout.BASIC)
-    size = max(round(size * width_px / font.getlength(word)), 8)
+    size = max(round(size * width_px / font.getlength(text)), 8)
     font = ImageFont.truetype(_font_file(font_name), size, layout_engine=ImageFont.Layout.BASIC)
-    left, top, right, bottom = (round(edge) for edge in font.getbbox(word))
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(text))
     canvas = Image.new("L", (right - left + 2, bottom - top + 2))
-    ImageDraw.Draw(canvas).text((1 - left, 1 - top), word, fill=255, font=font)
+    ImageDraw.Draw(canvas).text((1 - left, 1 - top), text, fill=255, font=font)
     coverage: Layer = np.asarray(canvas, np.float32) / np.float32(255)
     return coverage
 
@@ -285,45 +285,49 @@ ACCESSORIES = ("glasses", "necklace", "headband", "sunglasses", "party hat", "bo
 
 
 def draw_accessory(kind: str, color: str, size: tuple[int, int]) -> Layer:
-    """Something small or thin to wear, of `size` (W, H) px, in one shaded colour."""
+    """Draw one of ACCESSORIES, `size` (W, H) px, in one shaded colour. Raises ValueError for another kind."""
     width, height = size[0] * _OVERSAMPLE, size[1] * _OVERSAMPLE
     alpha = np.zeros((height, width), np.uint8)
     line = max(round(0.035 * width), round(1.8 * _OVERSAMPLE))
 
-    def at(x: float, y: float) -> tuple[int, int]:
+    def pixel(x: float, y: float) -> tuple[int, int]:
         return round(x * width), round(y * height)
 
     if kind in ("glasses", "sunglasses"):
         for x in (0.27, 0.73):
             lens = -1 if kind == "sunglasses" else line
-            cv2.ellipse(alpha, at(x, 0.5), (round(0.17 * width), round(0.36 * height)), 0, 0, 360, 255, lens)
-        cv2.line(alpha, at(0.44, 0.45), at(0.56, 0.45), 255, line)
-        cv2.line(alpha, at(0.1, 0.45), at(0.02, 0.4), 255, line)
-        cv2.line(alpha, at(0.9, 0.45), at(0.98, 0.4), 255, line)
+            cv2.ellipse(
+                alpha, pixel(x, 0.5), (round(0.17 * width), round(0.36 * height)), 0, 0, 360, 255, lens
+            )
+        cv2.line(alpha, pixel(0.44, 0.45), pixel(0.56, 0.45), 255, line)
+        cv2.line(alpha, pixel(0.1, 0.45), pixel(0.02, 0.4), 255, line)
+        cv2.line(alpha, pixel(0.9, 0.45), pixel(0.98, 0.4), 255, line)
     elif kind in ("necklace", "chain"):
         axes = (round(0.46 * width), round(0.8 * height))
-        cv2.ellipse(alpha, at(0.5, 0.05), axes, 0, 5, 175, 255, line)
+        cv2.ellipse(alpha, pixel(0.5, 0.05), axes, 0, 5, 175, 255, line)
         if kind == "necklace":
-            cv2.circle(alpha, at(0.5, 0.87), round(0.1 * min(width, height)) + line // 2, 255, -1)
+            cv2.circle(alpha, pixel(0.5, 0.87), round(0.1 * min(width, height)) + line // 2, 255, -1)
     elif kind == "headband":
         arc = round(0.28 * height)
-        cv2.ellipse(alpha, at(0.5, 0.75), (round(0.47 * width), round(0.45 * height)), 0, 190, 350, 255, arc)
+        cv2.ellipse(
+            alpha, pixel(0.5, 0.75), (round(0.47 * width), round(0.45 * height)), 0, 190, 350, 255, arc
+        )
     elif kind == "party hat":
-        cv2.fillPoly(alpha, [np.array([at(0.5, 0.02), at(0.9, 0.95), at(0.1, 0.95)])], 255)
+        cv2.fillPoly(alpha, [np.array([pixel(0.5, 0.02), pixel(0.9, 0.95), pixel(0.1, 0.95)])], 255)
     elif kind == "bow tie":
         for x, inner in ((0.05, 0.46), (0.95, 0.54)):
-            cv2.fillPoly(alpha, [np.array([at(x, 0.1), at(inner, 0.5), at(x, 0.9)])], 255)
-        cv2.circle(alpha, at(0.5, 0.5), round(0.16 * height), 255, -1)
+            cv2.fillPoly(alpha, [np.array([pixel(x, 0.1), pixel(inner, 0.5), pixel(x, 0.9)])], 255)
+        cv2.circle(alpha, pixel(0.5, 0.5), round(0.16 * height), 255, -1)
     else:
-        raise ValueError(f"{kind!r} is nothing to wear; there are {', '.join(ACCESSORIES)}")
+        raise ValueError(f"{kind!r} is not an accessory; use one of {', '.join(ACCESSORIES)}")
     cover = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     light = np.linspace(1.12, 0.82, size[1], dtype=np.float32)[:, None, None]
     rgb = np.clip(np.broadcast_to(np.array(COLORS[color], np.float32) * light, (*cover.shape, 3)), 0, 255)
     return np.dstack([rgb, cover]).astype(np.float32)
 
 
-def draw_plate(color: str, shape: tuple[int, int], rng: np.random.Generator) -> Layer:
-    """A sign to write on: a bordered board of `shape` (H, W), wooden where the colour is `wooden`."""
+def draw_sign(color: str, shape: tuple[int, int], rng: Rng) -> Layer:
+    """Draw an empty sign of `shape` (H, W) with a border. `color` is one of COLORS or `wooden`."""
     height, width = shape
     if color == "wooden":
         rgb = draw_material("wood", (width, width), rng)[:height].astype(np.float32)
@@ -338,7 +342,7 @@ def draw_plate(color: str, shape: tuple[int, int], rng: np.random.Generator) -> 
 
 
 def paste(image: RGB, layer: Layer, x: int, y: int) -> RGB:
-    """A copy of `picture` with `layer` over it, its top left corner at (x, y); it must lie inside."""
+    """Return `image` with `layer` over it, its top left corner at (x, y); the layer must lie inside."""
     height, width = layer.shape[:2]
     result = image.copy()
     under = result[y : y + height, x : x + width].astype(np.float32)

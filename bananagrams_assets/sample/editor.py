@@ -1,8 +1,8 @@
-"""What a generative editor does to a whole picture beside the edit that it was asked for.
+"""A simulated generative editor: its changes to the whole image, besides the instructed edit.
 
-Such an editor returns another size, slightly shifted content, other tones and re-synthesised texture
-everywhere (an input of 1024 by 858 px comes back as 1152 by 896). `reencode` imitates that with classical
-filters and returns the exact geometry, so that masks and alignment can be judged against the truth.
+A generative editor returns an image of another size, with slightly shifted content, other tones and
+re-synthesised texture everywhere (an input of 1024 by 858 px becomes 1152 by 896). `reencode` simulates that
+with classical filters and returns the exact geometry, as ground truth for masks and alignment.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from bananagrams_assets.sample.draw import noise, to_bytes
-from bananagrams_assets.sample.photos import RGB
-from bananagrams_assets.sample.visible import SUM
+from .draw import noise, to_bytes
+from .photos import RGB, Rng
+from .visibility import SUM
 
-Rng = np.random.Generator
 Homography = npt.NDArray[np.float64]
 
 MEAN = SUM / 3
 SIDE_STEP_PX = 8
-"""Sides of generated pictures are multiples of this."""
+"""Sides of generated images are multiples of this."""
 
 
 def reencode(image: RGB, strength: float, rng: Rng) -> tuple[RGB, Homography]:
-    """The picture as a generative editor hands it back, and its geometry.
+    """Return the image as re-encoded by the simulated editor, and the homography.
 
-    `strength` 0 changes geometry and size only, 1 is a usual re-synthesis, 2 a heavy one. The homography,
-    float64 (3, 3) with H[2,2] = 1, maps pixels of the result to pixels of `picture`.
+    `strength` 0 changes geometry and size only, 1 is a typical re-synthesis, 2 a heavy one. The homography,
+    float64 (3, 3) with H[2,2] = 1, maps pixels of the result to pixels of `image`.
     """
     height, width = image.shape[:2]
     scale = rng.uniform(0.87, 1.15)
@@ -51,21 +50,21 @@ def _step(side: float) -> int:
 
 
 def _geometry(source: tuple[int, int], target: tuple[int, int], rng: Rng) -> Homography:
-    """Target → source pixels: resizing, then zoom, shift, rotation and perspective about the centre."""
+    """Return target → source px: a resize, then zoom, shift, rotation and perspective about the centre."""
     resize = np.diag([source[0] / target[0], source[1] / target[1], 1.0])
-    # Pixel centres stand at integers, so edges map onto edges only with this half-pixel correction.
+    # Pixel centres are at integers, so this half-pixel correction is needed to map edges onto edges.
     resize[:2, 2] = (np.diag(resize)[:2] - 1) / 2
     center = np.array([(source[0] - 1) / 2, (source[1] - 1) / 2])
     angle = np.deg2rad(rng.uniform(-1, 1))
     zoom = rng.uniform(0.95, 1.01)
     side = max(source)
-    turn = np.eye(3)
-    turn[:2, :2] = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turn[:2, 2] = rng.uniform(-0.015, 0.015, 2) * side
-    turn[2, :2] = rng.uniform(-0.02, 0.02, 2) / side
+    warp = np.eye(3)
+    warp[:2, :2] = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    warp[:2, 2] = rng.uniform(-0.015, 0.015, 2) * side
+    warp[2, :2] = rng.uniform(-0.02, 0.02, 2) / side
     to_center, back = np.eye(3), np.eye(3)
     to_center[:2, 2], back[:2, 2] = -center, center
-    result = back @ turn @ to_center @ resize
+    result = back @ warp @ to_center @ resize
     homography: Homography = result / result[2, 2]
     return homography
 
@@ -75,11 +74,11 @@ def _resynthesise(image: npt.NDArray[np.float32], strength: float, rng: Rng) -> 
     base = cv2.bilateralFilter(image, 5, 12 + 14 * strength, 1.5 + strength)
     detail = image - base
     energy = cv2.GaussianBlur(cv2.transform(np.abs(detail), MEAN), (0, 0), 2.5)[..., None]
-    invented = noise(shape, rng, max(shape) / 2.2, 1)[..., None] * energy * 0.55 * strength
+    synthetic = noise(shape, rng, max(shape) / 2.2, 1)[..., None] * energy * 0.55 * strength
     kept = 1 - 0.22 * strength
     smooth = cv2.GaussianBlur(base, (0, 0), 1.2)
     sharpened = base + rng.uniform(0.2, 0.5) * strength * (base - smooth)
-    result = sharpened + kept * detail + invented
+    result = sharpened + kept * detail + synthetic
 
     result = 255 * np.power(np.clip(result, 0, 255) / 255, 1 + rng.uniform(-0.07, 0.07) * strength)
     gray = cv2.transform(result, MEAN)[..., None]

@@ -1,6 +1,6 @@
-"""Whole-picture looks by classical filters: tone, film, light, season, weather and drawing styles.
+"""Classical filters of whole images: tone, film, light, season, weather and drawing styles.
 
-Each takes and returns uint8 RGB (H, W, 3) of the same size.
+Each filter takes and returns uint8 RGB (H, W, 3) of the same size.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from bananagrams_assets.sample.draw import Layer, noise, to_bytes
-from bananagrams_assets.sample.photos import RGB
+from .draw import Layer, noise, to_bytes
+from .photos import RGB, Rng
 
-Filter = Callable[[RGB, np.random.Generator], RGB]
+Filter = Callable[[RGB, Rng], RGB]
 
 
 def _gray(image: RGB) -> Layer:
@@ -21,13 +21,13 @@ def _gray(image: RGB) -> Layer:
 
 
 def tint(image: RGB, color: tuple[int, int, int]) -> RGB:
-    """The picture's light and shade in one colour; shadows are lifted so that black takes it up too."""
+    """Return the image's lightness in one colour; shadows are lifted so that black is tinted too."""
     light = 0.28 + 0.9 * _gray(image)[..., None] / 255
     return to_bytes(0.12 * image.astype(np.float32) + 0.88 * np.array(color, np.float32) * light)
 
 
 def _scaled(gains: tuple[float, float, float], lift: tuple[float, float, float]) -> Filter:
-    def apply(image: RGB, rng: np.random.Generator) -> RGB:
+    def apply(image: RGB, rng: Rng) -> RGB:
         amount = rng.uniform(0.85, 1.15)
         gain = 1 + (np.array(gains, np.float32) - 1) * amount
         return to_bytes(image * gain + np.array(lift, np.float32) * amount)
@@ -35,7 +35,7 @@ def _scaled(gains: tuple[float, float, float], lift: tuple[float, float, float])
     return apply
 
 
-def _film(image: RGB, rng: np.random.Generator) -> RGB:
+def _film(image: RGB, rng: Rng) -> RGB:
     shape = (image.shape[0], image.shape[1])
     sepia = _gray(image)[..., None] * np.array([0.92, 0.78, 0.56], np.float32)
     faded = 34 + 0.8 * (0.25 * image + 0.75 * sepia)
@@ -45,13 +45,13 @@ def _film(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(faded * vignette + grain)
 
 
-def _night(image: RGB, rng: np.random.Generator) -> RGB:
+def _night(image: RGB, rng: Rng) -> RGB:
     light = _gray(image)[..., None]
     dark = (0.5 * image + 0.5 * light) * np.array([0.28, 0.34, 0.55], np.float32)
     return to_bytes(dark + np.array([8, 12, 34], np.float32) * rng.uniform(0.9, 1.2))
 
 
-def _autumn(image: RGB, rng: np.random.Generator) -> RGB:
+def _autumn(image: RGB, rng: Rng) -> RGB:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.float32)
     green = np.clip(1 - np.abs(hsv[..., 0] - 55) / 40, 0, 1)
     hsv[..., 0] = hsv[..., 0] * (1 - green) + 14 * green
@@ -59,7 +59,7 @@ def _autumn(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(turned * np.array([1.08, 0.9, 0.62], np.float32) + np.array([30, 8, -6], np.float32))
 
 
-def _winter(image: RGB, rng: np.random.Generator) -> RGB:
+def _winter(image: RGB, rng: Rng) -> RGB:
     light = _gray(image)[..., None]
     cold = (0.25 * image + 0.75 * light) * np.array([0.8, 0.88, 1.0], np.float32) + 44
     shape = (image.shape[0], image.shape[1])
@@ -67,13 +67,13 @@ def _winter(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(cold + cover)
 
 
-def _fog(image: RGB, rng: np.random.Generator) -> RGB:
+def _fog(image: RGB, rng: Rng) -> RGB:
     shape = (image.shape[0], image.shape[1])
     thick = np.clip(0.52 + 0.1 * noise(shape, rng, 3), 0.36, 0.68)[..., None]
     return to_bytes(image * (1 - thick) + np.array([206, 210, 214], np.float32) * thick)
 
 
-def _rain(image: RGB, rng: np.random.Generator) -> RGB:
+def _rain(image: RGB, rng: Rng) -> RGB:
     shape = (image.shape[0], image.shape[1])
     drops = (rng.random(shape) > 0.985).astype(np.float32)
     length = max(shape) // 16
@@ -85,7 +85,7 @@ def _rain(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(dull * (1 - 0.45 * streaks) + 200 * 0.45 * streaks)
 
 
-def _snowfall(image: RGB, rng: np.random.Generator) -> RGB:
+def _snowfall(image: RGB, rng: Rng) -> RGB:
     shape = (image.shape[0], image.shape[1])
     flakes = cv2.GaussianBlur((rng.random(shape) > 0.994).astype(np.float32), (0, 0), 1.3) * 9
     light = _gray(image)[..., None]
@@ -93,7 +93,7 @@ def _snowfall(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(pale + 255 * np.clip(flakes, 0, 1)[..., None])
 
 
-def _pencil(image: RGB, rng: np.random.Generator) -> RGB:
+def _pencil(image: RGB, rng: Rng) -> RGB:
     gray = _gray(image)
     smooth = cv2.GaussianBlur(255 - gray, (0, 0), 5)
     lines = np.minimum(gray / np.maximum(255 - smooth, 1) * 255, 255)
@@ -103,7 +103,7 @@ def _pencil(image: RGB, rng: np.random.Generator) -> RGB:
     return np.repeat(to_bytes(tone)[..., None], 3, axis=2)
 
 
-def _cartoon(image: RGB, rng: np.random.Generator) -> RGB:
+def _cartoon(image: RGB, rng: Rng) -> RGB:
     smooth = image
     for _ in range(2):
         smooth = cv2.bilateralFilter(smooth, 7, 50, 7).astype(np.uint8)
@@ -116,7 +116,7 @@ def _cartoon(image: RGB, rng: np.random.Generator) -> RGB:
     return np.where(ink[..., None] > 0, flat, np.uint8(20)).astype(np.uint8)
 
 
-def _comic(image: RGB, rng: np.random.Generator) -> RGB:
+def _comic(image: RGB, rng: Rng) -> RGB:
     gray = cv2.GaussianBlur(_gray(image), (0, 0), 0.8)
     levels = np.floor(gray / 64) * 72 + 20
     ink = gray < cv2.GaussianBlur(gray, (0, 0), 6) - 14
@@ -124,15 +124,15 @@ def _comic(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(np.where(ink[..., None], np.float32(16), levels[..., None] * paper))
 
 
-def _watercolor(image: RGB, rng: np.random.Generator) -> RGB:
+def _watercolor(image: RGB, rng: Rng) -> RGB:
     painted = cv2.stylization(image, sigma_s=float(rng.uniform(20, 40)), sigma_r=0.45).astype(np.float32)
     shape = (image.shape[0], image.shape[1])
     paper = 6 * noise(shape, rng, 120)[..., None] + 8 * noise(shape, rng, 6)[..., None]
     return to_bytes(painted * 0.82 + 46 + paper)
 
 
-def _oil(image: RGB, rng: np.random.Generator) -> RGB:
-    """Each pixel takes the mean colour of the most frequent brightness around it."""
+def _oil(image: RGB, rng: Rng) -> RGB:
+    """Set each pixel to the mean colour of the most frequent brightness around it."""
     radius = max(3, max(image.shape) // 110)
     size = (2 * radius + 1, 2 * radius + 1)
     level = _gray(image) // 32
@@ -149,8 +149,8 @@ def _oil(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(gray + (result - gray) * rng.uniform(1.3, 1.7) + 1.5 * relief + rng.uniform(4, 14))
 
 
-def _poster(image: RGB, rng: np.random.Generator) -> RGB:
-    """Four flat inks by brightness."""
+def _poster(image: RGB, rng: Rng) -> RGB:
+    """Map brightness to four flat inks."""
     gray = cv2.GaussianBlur(_gray(image), (0, 0), max(image.shape) / 320)
     inks = np.array(
         [[(24, 20, 60), (200, 40, 90), (250, 170, 40), (250, 240, 210)],
@@ -160,7 +160,7 @@ def _poster(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(inks[np.digitize(gray, limits)])
 
 
-def _daguerreotype(image: RGB, rng: np.random.Generator) -> RGB:
+def _daguerreotype(image: RGB, rng: Rng) -> RGB:
     shape = (image.shape[0], image.shape[1])
     gray = cv2.GaussianBlur(_gray(image), (0, 0), max(shape) / 500)
     marks = noise(shape, rng, 70) > 2.6
@@ -169,14 +169,14 @@ def _daguerreotype(image: RGB, rng: np.random.Generator) -> RGB:
     return to_bytes(light[..., None] * np.array([1.0, 0.86, 0.66], np.float32))
 
 
-def _newsreel(image: RGB, rng: np.random.Generator) -> RGB:
+def _newsreel(image: RGB, rng: Rng) -> RGB:
     gray = _gray(image)
     contrast = 255 / (1 + np.exp(-(gray - rng.uniform(105, 130)) / 38))
     grain = rng.standard_normal(gray.shape).astype(np.float32) * rng.uniform(6, 10)
     return np.repeat(to_bytes(contrast + grain)[..., None], 3, axis=2)
 
 
-def _anime(image: RGB, rng: np.random.Generator) -> RGB:
+def _anime(image: RGB, rng: Rng) -> RGB:
     smooth = cv2.edgePreservingFilter(image, flags=1, sigma_s=40, sigma_r=0.4)
     hsv = cv2.cvtColor(smooth, cv2.COLOR_RGB2HSV).astype(np.float32)
     hsv[..., 1] = hsv[..., 1] * rng.uniform(1.3, 1.6) + 14
@@ -184,7 +184,7 @@ def _anime(image: RGB, rng: np.random.Generator) -> RGB:
     return cv2.cvtColor(to_bytes(hsv), cv2.COLOR_HSV2RGB).astype(np.uint8)
 
 
-def _ink(image: RGB, rng: np.random.Generator) -> RGB:
+def _ink(image: RGB, rng: Rng) -> RGB:
     gray = _gray(image)
     sigma = max(image.shape) / 640
     near = cv2.GaussianBlur(gray, (0, 0), sigma)
@@ -222,3 +222,18 @@ PASTS: Mapping[str, Filter] = {
 ANIME: Mapping[str, Filter] = {"anime": _anime}
 CELS: Mapping[str, Filter] = {"cel-shaded comic": _cartoon}
 INKS: Mapping[str, Filter] = {"ink sketch": _ink}
+
+GLOBAL_FILTERS: Mapping[str, Mapping[str, Filter]] = {
+    "tone": TONES,
+    "vintage": FILMS,
+    "lighting": LIGHTS,
+    "season": SEASONS,
+    "weather": WEATHERS,
+    "sketch": STYLES,
+    "art": ARTS,
+    "historical": PASTS,
+    "anime": ANIME,
+    "cel": CELS,
+    "ink": INKS,
+}
+"""Family of global edits → style → filter."""

@@ -1,10 +1,9 @@
-"""Photographs to edit: those that dependencies ship inside their wheels, or any folder of photographs."""
+"""Photos to edit: those in the wheels of dependencies, or a folder of photos."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,24 +13,27 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ..errors import BananagramsError
+from ..progress import Log
 
 RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Rng = np.random.Generator
 Box = tuple[int, int, int, int]
-Log = Callable[[str], None]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 LABELS = "objects.json"
+"""Name of the file that lists the labelled objects of photos."""
 TILE_SHARES = (1.0, 0.75, 0.55)
 SMALLEST_SIDE_PX = 96
 
 
 class PhotoError(BananagramsError, ValueError):
-    """No usable photograph; the message says where it was looked for and what to do."""
+    """An unusable photo, label file or folder; the message names it and what to do."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph on disk, where it comes from and what its publisher says of its licence."""
+    """One photo on disk, its origin, and its licence as its publisher states it."""
 
     name: str
     path: Path
@@ -60,10 +62,10 @@ _MATPLOTLIB = (
 _UNRESTRICTED = "no known copyright restrictions"
 _DATA_README = "see scikit-image's data/README.txt"
 
-# Each line's author, title, licence and origin are what the package itself says of the picture: the
-# docstrings of skimage/data/_fetchers.py, sklearn/datasets/images/README.txt, matplotlib's
-# sample_data/README.txt. What they leave open stays open. Gray-level textures serve as photographs of
-# walls and ground; pictures without enough detail to align (moon, cell, clock) are left out.
+# Author, title, licence and origin are taken from the package itself: the docstrings of
+# skimage/data/_fetchers.py, sklearn/datasets/images/README.txt, matplotlib's sample_data/README.txt. Values
+# that these do not state are left open. Gray-level textures serve as photos of walls and ground. Images
+# without enough detail to align (moon, cell, clock) are excluded.
 _PACKAGED: tuple[tuple[tuple[str, str, str], str, str, str, str, str], ...] = (
     (
         _SKIMAGE,
@@ -183,36 +185,35 @@ _PACKAGED: tuple[tuple[tuple[str, str, str], str, str, str, str, str], ...] = (
 
 
 def packaged_photos() -> list[Photo]:
-    """The photographs that scikit-image, scikit-learn and matplotlib ship; the packages are not imported.
+    """Return the photos in scikit-image, scikit-learn and matplotlib, without importing the packages.
 
-    Raises PhotoError where one of these packages is not installed or lacks a picture.
+    Raises PhotoError if a package is not installed or lacks a photo.
     """
     photos = []
     for (package, folder, prefix), file, author, title, licence, source in _PACKAGED:
         path = package_folder(package) / folder / file
         if not path.is_file():
-            raise PhotoError(f"{path} is missing: reinstall {package}, or name a folder of photographs")
+            raise PhotoError(f"{path} is missing: reinstall {package}, or use a folder of photos")
         photos.append(Photo(path.stem, path, prefix + file, author, title, licence, source))
     return photos
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies, without importing it; raises PhotoError where it is not installed."""
+    """Return the folder of a package without importing it. Raises PhotoError if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise PhotoError(f"the package {package} is not installed; it ships files that the sample is made of")
+        raise PhotoError(f"the package {package} is not installed: the sample uses its files; install it")
     return Path(spec.submodule_search_locations[0])
 
 
 def folder_photos(folder: Path, log: Log) -> list[Photo]:
-    """Every readable photograph under `folder`, in path order; a broken one is left out with a note.
+    """Return every readable photo under `folder`, in path order; label images (see `labels_of`) are excluded.
 
-    Label pictures (see `labels_of`) are no photographs.
-
-    Raises PhotoError where the folder does not exist or holds no readable photograph.
+    Unreadable photos are logged and skipped. Raises PhotoError if `folder` is not a folder or has no readable
+    photo.
     """
     if not folder.is_dir():
-        raise PhotoError(f"{folder} is not a folder of photographs")
+        raise PhotoError(f"{folder} is not a folder")
     photos = []
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     labels = {labels_of(path) for path in paths}
@@ -222,23 +223,23 @@ def folder_photos(folder: Path, log: Log) -> list[Photo]:
         try:
             read_photo(path)
         except PhotoError as error:
-            log(f"left out: {error}")
+            log(f"skipped: {error}")
             continue
         name = path.relative_to(folder).as_posix()
-        # A manifest's URL must be http(s). `.invalid` (RFC 2606) belongs to nobody, and the digest gives
-        # copies of one photograph one source, hence one split.
+        # A manifest's URL must be http(s). `.invalid` (RFC 2606) cannot exist as a domain. The digest gives
+        # all copies of a photo one source, hence one split.
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
         url = f"https://photos.invalid/{digest}"
         photos.append(Photo(name, path, url, "not stated", name, "not stated", name))
     if not photos:
-        raise PhotoError(f"{folder} holds no readable photograph ({', '.join(sorted(SUFFIXES))})")
+        raise PhotoError(f"{folder}: no readable photo ({', '.join(sorted(SUFFIXES))})")
     return photos
 
 
 def labels_of(path: Path) -> Path | None:
-    """The picture of labels beside a photograph, `NAME.png` beside `NAME.jpg`; None where there is none.
+    """Return the label image of a photo, `NAME.png` beside `NAME.jpg`, or None.
 
-    It counts as labels where an `objects.json` stands beside it or one folder up.
+    A PNG is a label image only if `objects.json` is in its folder or in the parent folder.
     """
     labels = path.with_suffix(".png")
     listed = any((folder / LABELS).is_file() for folder in (path.parent, path.parent.parent))
@@ -246,9 +247,9 @@ def labels_of(path: Path) -> Path | None:
 
 
 def read_photo(path: Path) -> RGB:
-    """Decode a photograph to uint8 RGB (H, W, 3), EXIF rotation applied, transparency over white.
+    """Decode a photo to uint8 RGB (H, W, 3), with EXIF rotation applied and transparency over white.
 
-    Raises PhotoError, naming the file, where it is broken or under SMALLEST_SIDE_PX.
+    Raises PhotoError, which names the file, if it is unreadable or a side is below SMALLEST_SIDE_PX.
     """
     try:
         with Image.open(path) as opened:
@@ -259,14 +260,14 @@ def read_photo(path: Path) -> RGB:
                 image.paste(rgba, mask=rgba.getchannel("A"))
             rgb = np.ascontiguousarray(image.convert("RGB"), dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PhotoError(f"{path}: not a readable photograph ({error})") from None
+        raise PhotoError(f"{path}: unreadable photo ({error})") from None
     if min(rgb.shape[:2]) < SMALLEST_SIDE_PX:
-        raise PhotoError(f"{path}: smaller than {SMALLEST_SIDE_PX} px on a side")
+        raise PhotoError(f"{path}: a side is shorter than {SMALLEST_SIDE_PX} px")
     return rgb
 
 
 def tile_boxes(width: int, height: int, side_px: int) -> list[Box]:
-    """Overlapping tiles (x, y, w, h) of a picture: the whole, then crops that need no enlarging."""
+    """Return overlapping tiles (x, y, w, h): the whole image, then crops that need no enlarging."""
     boxes: list[Box] = []
     for share in TILE_SHARES:
         w, h = round(width * share), round(height * share)
@@ -282,7 +283,7 @@ def tile_boxes(width: int, height: int, side_px: int) -> list[Box]:
 
 
 def cut_tile(rgb: RGB, box: Box, side_px: int) -> RGB:
-    """The pixels of `box`, reduced by area averaging so that the longest side is at most `side_px`."""
+    """Return the pixels of `box`, reduced by area averaging to a longest side of at most `side_px`."""
     x, y, w, h = box
     tile = rgb[y : y + h, x : x + w]
     scale = side_px / max(w, h)
@@ -293,6 +294,6 @@ def cut_tile(rgb: RGB, box: Box, side_px: int) -> RGB:
 
 
 def tile_url(photo: Photo, box: Box) -> str:
-    """The photograph's URL with the tile as a media fragment (W3C Media Fragments URI 1.0, `#xywh=`)."""
+    """Return the photo's URL with the tile as a media fragment (W3C Media Fragments URI 1.0, `#xywh=`)."""
     x, y, w, h = box
     return f"{photo.url}#xywh={x},{y},{w},{h}"

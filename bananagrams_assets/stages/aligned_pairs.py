@@ -1,4 +1,4 @@
-"""The `aligned_pairs` stage: how each edited picture lies on its input."""
+"""The `aligned_pairs` stage: the homography from each edited image to its input."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..config import Profile
-from ..progress import Log
 from ..storage import paths
 from ..storage.sample_tar import read_samples
-from ..storage.store import Store
-from ..storage.tables import ALIGNED, read_table, write_table
+from ..storage.tables import ALIGNED_COLUMNS, write_table
 from ..vision.align import Alignment, align
 from ..vision.geometry import warp
 from ..vision.images import RGB, ImageError, fit
 from .image_pairs import decode_pair
-from .stage import StageResult
+from .stage import StageResult, StageRun
 from .statistics import (
     PREVIEW_PAIRS,
     PREVIEW_TILE_PX,
-    by_edit_type,
     counts,
     histogram,
     median,
@@ -32,23 +28,21 @@ from .statistics import (
 )
 
 
-def align_pairs(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
-    """Write `aligned_pairs/<shard>.parquet`: a row for every pair of the shard's pictures.
+def align_pairs(run: StageRun) -> StageResult:
+    """Write `aligned_pairs/<shard>.parquet`, one row for each pair of the shard's images.
 
-    A pair that cannot be aligned is a row that is not accepted, with its reason. Raises StoreError,
-    SampleError where the shard of pictures is not what its stage wrote.
+    The row of a pair that cannot be aligned has `accepted` false and a reason. Raises StoreError, and
+    SampleError for a damaged tar of images.
     """
-    types = {row["key"]: row["edit_type"] for row in read_table(store, paths.manifest_table(shard))}
+    store, settings, shard = run.store, run.settings, run.partition
     rows: list[dict[str, Any]] = []
     strips: list[RGB] = []
-    # Threads of BLAS cost more than they gain on matrices this small.
+    # The matrices are too small for BLAS threads to pay off.
     with store.open(paths.pairs_tar(shard)) as file, threadpool_limits(1, "blas"):
         for sample in read_samples(file):
-            if sample.key not in types:
-                continue
             try:
-                before, after = decode_pair(sample, profile.fetch.max_pixels)
-                alignment = align(before, after, profile.align)
+                before, after = decode_pair(sample, settings.fetch.max_pixels)
+                alignment = align(before, after, settings.align)
             except (ImageError, cv2.error, np.linalg.LinAlgError) as error:
                 rows.append(_rejected(sample.key, str(error)))
                 continue
@@ -56,11 +50,11 @@ def align_pairs(store: Store, profile: Profile, shard: str, log: Log) -> StageRe
             if alignment.accepted and len(strips) < PREVIEW_PAIRS:
                 strips.append(_strip(before, after, alignment))
             if len(rows) % 100 == 0:
-                log(f"{shard}: {len(rows)} pairs aligned")
+                run.log(f"{shard}: {len(rows)} pairs aligned")
     name = paths.aligned_table(shard)
-    files = {name: write_table(store, name, ALIGNED, rows)}
+    files = {name: write_table(store, name, ALIGNED_COLUMNS, rows)}
     return StageResult(
-        files, _stats(rows, types), preview(strips, [[row["key"]] for row in _accepted(rows)][: len(strips)])
+        files, _stats(rows), preview(strips, [[row["key"]] for row in _accepted(rows)][: len(strips)])
     )
 
 
@@ -105,7 +99,7 @@ def _rejected(key: str, reason: str) -> dict[str, Any]:
 
 
 def _strip(before: RGB, after: RGB, alignment: Alignment) -> RGB:
-    """Before, after laid over it, and the two at half strength, where a shift shows as a double line."""
+    """Return the input, the aligned edited image and their average, where a misalignment shows as ghosting."""
     size = (before.shape[1], before.shape[0])
     drawn, known = warp(after, alignment.homography, size)
     drawn = np.where(known[..., None], drawn, 255).astype(np.uint8)
@@ -117,7 +111,7 @@ def _accepted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["accepted"]]
 
 
-def _stats(rows: list[dict[str, Any]], types: dict[str, str]) -> dict[str, Any]:
+def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
     accepted = _accepted(rows)
     return {
         "pairs": len(rows),
@@ -131,5 +125,4 @@ def _stats(rows: list[dict[str, Any]], types: dict[str, str]) -> dict[str, Any]:
         "median_confidence": median(row["confidence"] for row in accepted),
         "median_overlap_share": median(row["overlap_share"] for row in accepted),
         "confidence_histogram": histogram(row["confidence"] for row in accepted),
-        "by_edit_type": by_edit_type(rows, types, "accepted", lambda row: bool(row["accepted"])),
     }

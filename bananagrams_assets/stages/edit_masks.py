@@ -1,25 +1,22 @@
-"""The `edit_masks` stage: which pixels of the input each edit changed."""
+"""The `edit_masks` stage: the pixels of the input that each edit changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..config import Profile
-from ..progress import Log
 from ..storage import paths
-from ..storage.sample_tar import Sample, read_samples, sample_writer
-from ..storage.store import Store
-from ..storage.tables import MASKS, by_key, read_table, write_table
+from ..storage.sample_tar import read_samples, sample_writer
+from ..storage.tables import MASKS_COLUMNS, by_key, read_table, write_table
 from ..vision.geometry import warp
 from ..vision.images import RGB, ImageError, encode_png_mask
 from ..vision.mask import EditMask, edit_mask
 from .image_pairs import decode_pair
-from .stage import StageResult
+from .stage import StageResult, StageRun
 from .statistics import (
     PREVIEW_PAIRS,
     PREVIEW_TILE_PX,
@@ -34,18 +31,19 @@ from .statistics import (
 MASK_PART = "mask.png"
 
 
-def make_masks(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
-    """Write `edit_masks/<shard>.tar`, one-bit PNGs of the inputs' sizes, and its table.
+def make_masks(run: StageRun) -> StageResult:
+    """Write `edit_masks/<shard>.tar`, one-bit PNGs of the inputs' sizes, and the table of masks.
 
-    There is a row for every accepted pair; one whose mask could not be made has no verdict, and a
-    reason. Raises StoreError, SampleError.
+    The table has one row for each accepted pair. The row of a failed mask has an empty verdict and a reason.
+    Raises StoreError, SampleError.
     """
+    store, settings, shard = run.store, run.settings, run.partition
     records = by_key(read_table(store, paths.manifest_table(shard)))
     alignments = by_key(read_table(store, paths.aligned_table(shard)))
     rows: list[dict[str, Any]] = []
     strips: list[RGB] = []
     captions: list[list[str]] = []
-    # Threads of BLAS cost more than they gain on matrices this small.
+    # The matrices are too small for BLAS threads to pay off.
     with (
         store.open(paths.pairs_tar(shard)) as file,
         sample_writer(store, paths.masks_tar(shard)) as tar,
@@ -58,9 +56,9 @@ def make_masks(store: Store, profile: Profile, shard: str, log: Log) -> StageRes
             homography = np.array(alignment["homography"], np.float64).reshape(3, 3)
             overlap = np.array(alignment["overlap"], np.float64).reshape(-1, 2)
             try:
-                before, after = decode_pair(sample, profile.fetch.max_pixels)
+                before, after = decode_pair(sample, settings.fetch.max_pixels)
                 found = edit_mask(
-                    before, after, homography, overlap, profile.mask, records[sample.key]["scope"]
+                    before, after, homography, overlap, settings.mask, records[sample.key]["scope"]
                 )
             except (ImageError, cv2.error, np.linalg.LinAlgError) as error:
                 rows.append(_rejected(sample.key, str(error)))
@@ -71,25 +69,13 @@ def make_masks(store: Store, profile: Profile, shard: str, log: Log) -> StageRes
                 strips.append(_strip(before, after, homography, found))
                 captions.append([records[sample.key]["summary"]])
             if len(rows) % 100 == 0:
-                log(f"{shard}: {len(rows)} masks made")
+                run.log(f"{shard}: {len(rows)} masks made")
     files = {
         paths.masks_tar(shard): tar.file.info,
-        paths.masks_table(shard): write_table(store, paths.masks_table(shard), MASKS, rows),
+        paths.masks_table(shard): write_table(store, paths.masks_table(shard), MASKS_COLUMNS, rows),
     }
     types = {key: record["edit_type"] for key, record in records.items()}
-    return StageResult(files, _stats(rows, types), preview(strips, captions))
-
-
-def with_masks(pairs: Iterator[Sample], masks: Iterator[Sample]) -> Iterator[tuple[Sample, bytes | None]]:
-    """Every pair with the PNG of its mask, None where it has none. Both come in key order."""
-    mask = next(masks, None)
-    for pair in pairs:
-        while mask is not None and mask.key < pair.key:
-            mask = next(masks, None)
-        yield pair, mask.parts[MASK_PART] if mask is not None and mask.key == pair.key else None
-    # What is wrong with a file may be known only at its end.
-    for _ in masks:
-        continue
+    return StageResult(files, _stats(rows, alignments.values(), types), preview(strips, captions))
 
 
 def _row(key: str, found: EditMask) -> dict[str, Any]:
@@ -111,13 +97,15 @@ def _rejected(key: str, reason: str) -> dict[str, Any]:
 
 
 def _strip(before: RGB, after: RGB, homography: Any, found: EditMask) -> RGB:
-    from ..vision.overlay import strip
+    from ..vision.overlay import panel_strip
 
     drawn, _ = warp(after, homography, (before.shape[1], before.shape[0]))
-    return strip(before, drawn, found.difference, found.mask, PREVIEW_TILE_PX)
+    return panel_strip(before, drawn, found.difference, found.mask, PREVIEW_TILE_PX)
 
 
-def _stats(rows: list[dict[str, Any]], types: dict[str, str]) -> dict[str, Any]:
+def _stats(
+    rows: list[dict[str, Any]], alignments: Iterable[dict[str, Any]], types: dict[str, str]
+) -> dict[str, Any]:
     made = [row for row in rows if row["verdict"]]
     return {
         "pairs": len(rows),
@@ -130,5 +118,11 @@ def _stats(rows: list[dict[str, Any]], types: dict[str, str]) -> dict[str, Any]:
         "median_noise": median(row["noise"] for row in made),
         "area_histogram": histogram(row["area"] for row in made),
         "confidence_histogram": histogram(row["confidence"] for row in made),
+        "aligned_by_edit_type": by_edit_type(
+            (row for row in alignments if row["key"] in types),
+            types,
+            "aligned",
+            lambda row: bool(row["accepted"]),
+        ),
         "by_edit_type": by_edit_type(rows, types, "local", lambda row: row["verdict"] == "local"),
     }

@@ -1,7 +1,7 @@
-"""The `manifest` stage: every line of every source, as records in their shard or rejects with a reason.
+"""The `manifest` stage: parse every line of every manifest into records of a shard or rejects.
 
-Records stream into temporary files, one a shard, and what tells them apart into an SQLite file, which finds
-duplicates, draws the sample and puts each shard in order without holding records in memory.
+Records stream into temporary files, one per shard. Their keys and digests stream into a temporary SQLite
+database, which finds duplicates, draws the sample and sorts each shard. No record stays in memory.
 """
 
 from __future__ import annotations
@@ -20,72 +20,84 @@ from typing import IO, Any
 from ..config import Profile, SampleSettings, SourceSettings
 from ..profiles import home_folder
 from ..progress import Log
-from ..records.attribution import read_credits
+from ..records.attribution import load_attributions
 from ..records.edit_types import allowed_names
-from ..records.manifest_line import LOCAL, Record, Reject, Source, assigning, parse_line
+from ..records.manifest_line import Source, parse_line
 from ..records.open_images import Photos, open_photos
-from ..records.sources import SAMPLE, SourceError, is_url, latest
+from ..records.record import LOCAL, Record, Reject
+from ..records.sources import SAMPLE, SourceError, is_url, local_copy, source_digest
+from ..records.splits import shard_assigner
 from ..storage import paths
-from ..storage.shard_spill import Buckets
-from ..storage.store import Store, StoreError
-from ..storage.tables import MANIFEST, REJECTS, reason_class, write_columns, write_table
-from .stage import StageResult
+from ..storage.store import FileInfo, Store, StoreError
+from ..storage.tables import MANIFEST_COLUMNS, REJECTS_COLUMNS, reason_class, write_columns, write_table
+from ..storage.temporary_shard_files import ShardFiles
+from .stage import ExternalInput, StageResult, StageRun
 
 LONGEST_LINE = 2**24
-_EDGE = 2**16
+"""Longest line of a manifest, in bytes; a longer one is a reject."""
+_DIGESTED_BYTES = 2**16
+"""Bytes at each end of a local image that `_file_digest` reads."""
 _BATCH_BYTES = 2**19
 _BATCH_ROWS = 1000
+_LOG_RECORDS = 50_000
+_LISTED_LINES = 5
 _CACHE_KIB = 16_000
 _ENCODER = json.JSONEncoder(check_circular=False)
-_BOUNDARY = "\0"
-"""Between the parts of what is digested as one text."""
+_SEPARATOR = "\0"
+"""Separates the fields of a record in the input of a digest."""
 
 
 class ManifestError(SourceError):
-    """A manifest that gives no records at all; the message says which and why."""
+    """A manifest without any record; the message gives the manifest and the reason."""
 
 
-def build_manifest(store: Store, profile: Profile, log: Log) -> dict[str, StageResult]:
-    """Read the profile's sources and write every shard's table and the rejects.
+def build_manifest(run: StageRun) -> StageResult:
+    """Read the profile's sources and write the table of every shard and the table of rejects.
 
-    Returns a Product for each shard and, under "", one for the whole. Duplicates: of equal records the
-    first is kept; where one key stands for different records none is, because nothing says which of them
-    the edited picture belongs to. `source.max_samples` takes the records whose keys' digests are
-    smallest: a choice that no order of lines changes and that spreads evenly over shards. Raises
-    SourceError for a source that cannot be read, ManifestError where it gives no record, ConfigError for
-    a bad `source.edit_types`, StoreError.
+    The result has one part for each shard. Of equal records the first is kept. Records that differ but share
+    a key are all rejected, because nothing tells which of them the edited image belongs to.
+    `source.max_samples` keeps the records whose keys have the smallest digests: the choice does not depend
+    on the order of lines and spreads evenly over shards. Raises SourceError for a source that cannot be read,
+    ManifestError if no record is left, ConfigError for a bad `source.edit_types`, StoreError.
     """
-    wanted = _filter(profile.source)
+    store, profile, log = run.store, run.settings, run.log
+    is_wanted = _record_filter(profile.source)
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
         try:
             with (
                 open_photos(profile.source, profile.fetch, log) as photos,
                 closing(sqlite3.connect(Path(folder) / "records.sqlite", isolation_level=None)) as database,
             ):
-                buckets = Buckets(Path(folder))
-                _create(database)
+                shard_files = ShardFiles(Path(folder))
+                _create_tables(database)
                 for number, name in enumerate(profile.source.manifests):
-                    _read_source(database, buckets, number, name, photos, wanted, profile, log)
+                    _read_manifest(database, shard_files, number, name, photos, is_wanted, profile, log)
                 _reject_duplicates(database, profile.source.manifests)
-                _pick(database, profile.source.max_samples)
-                return _write(store, profile, database, buckets, log)
+                _select_records(database, profile.source.max_samples)
+                return _write_tables(store, profile, database, shard_files, log)
         except sqlite3.OperationalError as error:
             raise StoreError(
-                f"{folder}: {error}; records are sorted there: TMPDIR names another folder for it"
+                f"{folder}: {error}; records are sorted in this folder; set TMPDIR to use another one"
             ) from error
 
 
+def source_versions(store: Store, profile: Profile, partition: str, log: Log) -> dict[str, ExternalInput]:
+    """Return a digest of each source by its path or URL. Raises SourceError."""
+    sources = [*profile.source.manifests, *filter(None, [profile.source.open_images.csv])]
+    return {source: ExternalInput(source_digest(source, profile.fetch, log)) for source in sources}
+
+
 def sample_folder(settings: SampleSettings) -> Path:
-    """Where the embedded sample of these settings lies: under DAGSTER_HOME, else `.bananagrams`."""
+    """Return the folder of the embedded sample, under DAGSTER_HOME, else `.bananagrams`."""
     return home_folder() / f"sample-{settings.digest()}"
 
 
-def _filter(source: SourceSettings) -> Callable[[Record], bool]:
-    """Whether a record is one that the profile asks for. Raises ConfigError."""
+def _record_filter(source: SourceSettings) -> Callable[[Record], bool]:
+    """Return a predicate for records that pass the profile's filters. Raises ConfigError."""
     kinds, types = frozenset(source.kinds), allowed_names(source.edit_types)
     categories, scopes = frozenset(source.categories), frozenset(source.scopes)
 
-    def wanted(record: Record) -> bool:
+    def is_wanted(record: Record) -> bool:
         return (
             (not kinds or record.kind in kinds)
             and (not types or record.edit_type in types)
@@ -93,67 +105,68 @@ def _filter(source: SourceSettings) -> Callable[[Record], bool]:
             and (not scopes or (record.scope or "unknown") in scopes)
         )
 
-    return wanted
+    return is_wanted
 
 
-def _create(database: sqlite3.Connection) -> None:
+def _create_tables(database: sqlite3.Connection) -> None:
+    """Create the tables. `identity` and `content`: see `_digests`; `start`, `size`: see `ShardFiles`."""
     database.executescript(
         f"""
         PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
         PRAGMA temp_store = FILE; PRAGMA cache_size = -{_CACHE_KIB};
-        CREATE TABLE records (id INTEGER PRIMARY KEY, source INTEGER, line INTEGER, key TEXT,
-            output_image TEXT, shard TEXT, place INTEGER, size INTEGER, chosen INTEGER, rank INTEGER,
-            says BLOB, content BLOB);
-        CREATE TABLE rejects (id INTEGER PRIMARY KEY, source INTEGER, line INTEGER, manifest TEXT,
-            reason TEXT, output_image TEXT);
+        CREATE TABLE records (id INTEGER PRIMARY KEY, manifest INTEGER, line INTEGER, key TEXT,
+            output_image TEXT, shard TEXT, start INTEGER, size INTEGER, wanted INTEGER, sample_rank INTEGER,
+            identity BLOB, content BLOB);
+        CREATE TABLE rejects (id INTEGER PRIMARY KEY, manifest INTEGER, line INTEGER, reason TEXT,
+            output_image TEXT);
         BEGIN;
         """
     )
 
 
-def _read_source(
+def _read_manifest(
     database: sqlite3.Connection,
-    buckets: Buckets,
+    shard_files: ShardFiles,
     number: int,
     name: str,
     photos: Photos,
-    wanted: Callable[[Record], bool],
+    is_wanted: Callable[[Record], bool],
     profile: Profile,
     log: Log,
 ) -> None:
-    lines = found = told = rejected = 0
-    with _open_source(name, profile, log) as (file, folder):
-        credit = read_credits(database, number, folder)
-        source = Source(name, folder, profile.source.cdn_prefix, photos, credit)
-        for count, records, rejects in _batches(file, source, profile):
-            lines += count
-            _insert_records(database, buckets, number, records, wanted)
+    """Parse a manifest into the database and the shard files. Raises ManifestError if it has no record."""
+    line_count = record_count = reject_count = logged = 0
+    with _open_manifest(name, profile, log) as (file, folder):
+        attribution_of = load_attributions(database, number, folder)
+        source = Source(name, folder, profile.source.cdn_prefix, photos, attribution_of)
+        for lines, records, rejects in _batches(file, source, profile):
+            _insert_records(database, shard_files, number, records, is_wanted)
             _insert_rejects(database, number, rejects)
-            found += len(records)
-            rejected += len(rejects)
-            if found - told >= 50_000:
-                told = found
-                log(f"{name}: {found:,} records read")
-    if not found:
+            line_count += lines
+            record_count += len(records)
+            reject_count += len(rejects)
+            if record_count - logged >= _LOG_RECORDS:
+                logged = record_count
+                log(f"{name}: {record_count:,} records read")
+    if not line_count:
+        raise ManifestError(f"manifest {name}: it is empty")
+    if not record_count:
         first = database.execute(
-            "SELECT line, reason FROM rejects WHERE source = ? ORDER BY line LIMIT 1", (number,)
+            "SELECT line, reason FROM rejects WHERE manifest = ? ORDER BY line LIMIT 1", (number,)
         ).fetchone()
-        why = f"; the first of them, line {first[0]}: {first[1]}" if first else ""
-        raise ManifestError(
-            f"manifest {name}: no usable record in {lines:,} lines{why}" if lines
-            else f"manifest {name}: it is empty"
-        )  # fmt: skip
-    log(f"{name}: {found:,} records and {rejected:,} rejects in {lines:,} lines")
+        detail = f"; the first of them, line {first[0]}: {first[1]}" if first else ""
+        raise ManifestError(f"manifest {name}: no usable record in {line_count:,} lines{detail}")
+    log(f"{name}: {record_count:,} records and {reject_count:,} rejects in {line_count:,} lines")
 
 
 def _batches(
     file: IO[bytes], source: Source, profile: Profile
 ) -> Iterator[tuple[int, list[Record], list[Reject]]]:
-    """(lines that are not blank, their records, their rejects), in batches of bounded size."""
+    """Yield (number of lines that are not blank, their records, their rejects) in bounded batches."""
     records: list[Record] = []
     rejects: list[Reject] = []
     lines = size = 0
-    assign_to = assigning(profile.splits)
+    assign_shard = shard_assigner(profile.splits)
     for line, data in _lines(file):
         if not data.strip(b"\xef\xbb\xbf \t\r\n"):
             continue
@@ -162,7 +175,7 @@ def _batches(
         if len(data) > LONGEST_LINE:
             rejects.append(Reject(source.name, line, f"line too long: over {LONGEST_LINE:,} bytes"))
             continue
-        for item in parse_line(data, line, source, assign_to):
+        for item in parse_line(data, line, source, assign_shard):
             if isinstance(item, Record):
                 records.append(item)
             else:
@@ -176,191 +189,212 @@ def _batches(
 
 def _insert_rejects(database: sqlite3.Connection, number: int, rejects: Sequence[Reject]) -> None:
     database.executemany(
-        "INSERT INTO rejects (source, line, manifest, reason, output_image) VALUES (?, ?, ?, ?, ?)",
-        [(number, item.line, item.manifest, item.reason, item.output_image) for item in rejects],
+        "INSERT INTO rejects (manifest, line, reason, output_image) VALUES (?, ?, ?, ?)",
+        [(number, reject.line, reject.reason, reject.output_image) for reject in rejects],
     )
 
 
 def _insert_records(
     database: sqlite3.Connection,
-    buckets: Buckets,
+    shard_files: ShardFiles,
     number: int,
     records: Sequence[Record],
-    wanted: Callable[[Record], bool],
+    is_wanted: Callable[[Record], bool],
 ) -> None:
     rows = []
     for record in records:
         data = _ENCODER.encode(record).encode()
-        place = buckets.add(record.shard, data)
+        start = shard_files.append(record.shard, data)
         rows.append(
-            (number, record.line, record.key, record.output_image, record.shard, place, len(data),
-             wanted(record), _rank(record.key), *_digests(record))
+            (number, record.line, record.key, record.output_image, record.shard, start, len(data),
+             is_wanted(record), _sample_rank(record.key), *_digests(record))
         )  # fmt: skip
     database.executemany(
-        "INSERT INTO records (source, line, key, output_image, shard, place, size, chosen, rank, says, "
-        "content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO records (manifest, line, key, output_image, shard, start, size, wanted, sample_rank, "
+        "identity, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         rows,
     )
 
 
-def _rank(key: str) -> int:
+def _sample_rank(key: str) -> int:
+    """Return a pseudo-random number; `source.max_samples` keeps the records with the smallest ones."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _digests(record: Record) -> tuple[bytes, bytes]:
-    """(what the record says, what is made of it).
+    """Return the digests (identity, content) of a record.
 
-    Where a record stands, where its local files lie, whom it credits and by which address it names the
-    photograph is no part of what it says.
+    Records with the same identity are duplicates: it leaves out the record's line, the paths of local files,
+    the attribution and the URL of the photo. The content decides whether the shard must be rebuilt: it adds
+    the attribution, all locations and the content of local files.
     """
     before = record.input_url if record.turn > 1 else record.input_url.partition("#")[2]
-    says = hashlib.blake2b(
-        _BOUNDARY.join(
+    identity = hashlib.blake2b(
+        _SEPARATOR.join(
             (record.kind, str(record.turn), record.source_id, before, record.edit_type, record.category,
              record.scope, record.text, record.summary, record.output_url)
         ).encode(),
         digest_size=16,
     ).digest()  # fmt: skip
-    places = (
-        f"{LOCAL}{_file_digest(place[len(LOCAL) :])}" if place.startswith(LOCAL) else place
-        for place in record.input_candidates
+    candidates = (
+        f"{LOCAL}{_file_digest(candidate[len(LOCAL) :])}" if candidate.startswith(LOCAL) else candidate
+        for candidate in record.input_candidates
     )
     content = hashlib.blake2b(
-        _BOUNDARY.join(
+        _SEPARATOR.join(
             (record.split, record.input_url, record.attribution, str(record.rotation),
-             _file_digest(record.local_output), *places)
+             _file_digest(record.local_output), *candidates)
         ).encode(),
         digest_size=16,
-        key=says,
+        key=identity,
     ).digest()  # fmt: skip
-    return says, content
+    return identity, content
 
 
 def _reject_duplicates(database: sqlite3.Connection, manifests: Sequence[str]) -> None:
+    """Reject all but the first of equal records with one key, and all of different records with one key."""
     database.executescript(
         """
         CREATE INDEX records_by_key ON records (key);
-        CREATE TABLE repeated AS SELECT key, 0 AS contents FROM records INDEXED BY records_by_key
+        CREATE TABLE repeated AS SELECT key, 0 AS identities FROM records INDEXED BY records_by_key
             GROUP BY key HAVING COUNT(*) > 1;
-        UPDATE repeated SET contents =
-            (SELECT COUNT(DISTINCT says) FROM records WHERE records.key = repeated.key);
+        UPDATE repeated SET identities =
+            (SELECT COUNT(DISTINCT identity) FROM records WHERE records.key = repeated.key);
         """
     )
-    for key, contents in database.execute("SELECT key, contents FROM repeated ORDER BY key"):
-        found = "SELECT {} FROM records WHERE key = ? ORDER BY source, line, id"
-        count, sources, first = database.execute(
-            "SELECT COUNT(*), COUNT(DISTINCT source), MIN(id) FROM records WHERE key = ?", (key,)
-        ).fetchone()
-        places = [
-            f"line {line}" if sources == 1 else f"line {line} of {manifests[source]}"
-            for line, source in database.execute(found.format("line, source") + " LIMIT 5", (key,))
-        ]
-        listed = ", ".join(places) + (f" and {count - 5} more" if count > 5 else "")
-        for record, source, line, output_image in database.execute(
-            found.format("id, source, line, output_image"), (key,)
-        ):
-            manifest = manifests[source]
-            if contents > 1:
-                reason = f"output_image of different records: {output_image} on {listed}"
-            elif record == first:
-                continue
-            else:
-                place = f"line {line}" if sources == 1 else f"line {line} of {manifest}"
-                reason = f"exact duplicate: {place} repeats {places[0]}"
-            _insert_rejects(database, source, [Reject(manifest, line, reason, output_image)])
-        database.execute(
-            "DELETE FROM records WHERE key = ? AND id != ?", (key, first if contents == 1 else 0)
-        )
+    for key, identities in database.execute("SELECT key, identities FROM repeated ORDER BY key"):
+        _reject_repeated_key(database, manifests, key, are_equal=identities == 1)
 
 
-def _pick(database: sqlite3.Connection, max_samples: int | None) -> None:
-    """Put down, by shard and key, the records that are asked for."""
+def _reject_repeated_key(
+    database: sqlite3.Connection, manifests: Sequence[str], key: str, are_equal: bool
+) -> None:
+    count, manifest_count, first = database.execute(
+        "SELECT COUNT(*), COUNT(DISTINCT manifest), MIN(id) FROM records WHERE key = ?", (key,)
+    ).fetchone()
+
+    def line_name(manifest: int, line: int) -> str:
+        return f"line {line}" if manifest_count == 1 else f"line {line} of {manifests[manifest]}"
+
+    select = "SELECT id, manifest, line, output_image FROM records WHERE key = ? ORDER BY manifest, line, id"
+    listed = database.execute(f"{select} LIMIT {_LISTED_LINES}", (key,))
+    names = [line_name(manifest, line) for _, manifest, line, _ in listed]
+    more = f" and {count - _LISTED_LINES} more" if count > _LISTED_LINES else ""
+    for record, manifest, line, output_image in database.execute(select, (key,)):
+        if not are_equal:
+            reason = f"output_image of different records: {output_image} on {', '.join(names)}{more}"
+        elif record == first:
+            continue
+        else:
+            reason = f"exact duplicate: {line_name(manifest, line)} repeats {names[0]}"
+        _insert_rejects(database, manifest, [Reject(manifests[manifest], line, reason, output_image)])
+    database.execute("DELETE FROM records WHERE key = ? AND id != ?", (key, first if are_equal else 0))
+
+
+def _select_records(database: sqlite3.Connection, max_samples: int | None) -> None:
+    """Create the table `selected`: the wanted records of the sample, sorted by shard and key."""
     last = database.execute(
-        "SELECT rank, key FROM records WHERE chosen ORDER BY rank, key LIMIT 1 OFFSET ?",
+        "SELECT sample_rank, key FROM records WHERE wanted ORDER BY sample_rank, key LIMIT 1 OFFSET ?",
         (max_samples - 1,),
     ).fetchone() if max_samples is not None else None  # fmt: skip
     database.execute(
-        "CREATE TABLE picked (shard, key, place, size, content, PRIMARY KEY (shard, key)) WITHOUT ROWID"
+        "CREATE TABLE selected (shard, key, start, size, content, PRIMARY KEY (shard, key)) WITHOUT ROWID"
     )
     database.execute(
-        "INSERT INTO picked SELECT shard, key, place, size, content FROM records WHERE chosen "
-        + ("AND (rank, key) <= (?, ?) " if last else "")
+        "INSERT INTO selected SELECT shard, key, start, size, content FROM records WHERE wanted "
+        + ("AND (sample_rank, key) <= (?, ?) " if last else "")
         + "ORDER BY shard, key",
         last or (),
     )
 
 
-def _write(
-    store: Store, profile: Profile, database: sqlite3.Connection, buckets: Buckets, log: Log
-) -> dict[str, StageResult]:
-    chosen = _count(database, "SELECT COUNT(*) FROM picked")
-    if not chosen:
-        filters = [
-            f"source.{name} ({', '.join(values)})"
-            for name in ("kinds", "edit_types", "categories", "scopes")
-            if (values := getattr(profile.source, name))
-        ]
-        raise ManifestError(
-            f"no record is left: none passes {' and '.join(filters)}" if filters
-            else "no record is left: every one shares its output_image with a different one"
-        )  # fmt: skip
-    results = {shard: _write_shard(store, database, buckets, shard) for shard in profile.shard_keys()}
-    rejects = database.execute(
-        "SELECT manifest, line, reason, output_image FROM rejects ORDER BY source, line, id"
-    )
-    info = write_table(
-        store, paths.MANIFEST_REJECTS, REJECTS, (dict(zip(REJECTS, row, strict=True)) for row in rejects)
-    )
-    reasons: Counter[str] = Counter()
-    for (reason,) in database.execute("SELECT reason FROM rejects"):
-        reasons[reason_class(reason)] += 1
+def _write_tables(
+    store: Store, profile: Profile, database: sqlite3.Connection, shard_files: ShardFiles, log: Log
+) -> StageResult:
+    selected = _count(database, "SELECT COUNT(*) FROM selected")
+    if not selected:
+        raise _no_record_left(profile.source)
+    shards = {
+        shard: _write_shard(store, database, shard_files, shard) for shard in profile.splits.shard_keys()
+    }
+    rejects, reasons = _write_rejects(store, database, profile.source.manifests)
     by_split: Counter[str] = Counter()
-    for shard, result in results.items():
+    for shard, result in shards.items():
         by_split[paths.split_of(shard)] += result.stats["records"]
     stats = {
         "sources": list(profile.source.manifests),
-        "records": chosen,
-        "left_out": _count(database, "SELECT COUNT(*) FROM records") - chosen,
+        "records": selected,
+        "left_out": _count(database, "SELECT COUNT(*) FROM records") - selected,
         "rejected": reasons.total(),
         "reasons": dict(sorted(reasons.items())),
         "by_split": dict(by_split),
-        "by_kind": _total(results, "by_kind"),
-        "by_edit_type": _total(results, "by_edit_type"),
-        "shards": len(results),
-        "photographs": sum(result.stats["photographs"] for result in results.values()),
+        "by_kind": _total(shards, "by_kind"),
+        "by_edit_type": _total(shards, "by_edit_type"),
+        "shards": len(shards),
+        "photographs": sum(result.stats["photographs"] for result in shards.values()),
     }
-    log(f"{chosen:,} records in {len(results)} shards, {reasons.total():,} rejects")
+    log(f"{selected:,} records in {len(shards)} shards, {reasons.total():,} rejects")
     digest = hashlib.blake2b(digest_size=16)
-    digest.update("".join(f"{result.content}\n" for result in results.values()).encode())
-    digest.update(info.sha256.encode())
-    results[""] = StageResult({paths.MANIFEST_REJECTS: info}, stats, content=digest.hexdigest())
-    return results
+    digest.update("".join(f"{result.content}\n" for result in shards.values()).encode())
+    digest.update(rejects.sha256.encode())
+    return StageResult({paths.MANIFEST_REJECTS: rejects}, stats, content=digest.hexdigest(), parts=shards)
 
 
-def _write_shard(store: Store, database: sqlite3.Connection, buckets: Buckets, shard: str) -> StageResult:
+def _no_record_left(source: SourceSettings) -> ManifestError:
+    filters = [
+        f"source.{name} ({', '.join(values)})"
+        for name in ("kinds", "edit_types", "categories", "scopes")
+        if (values := getattr(source, name))
+    ]
+    if filters:
+        return ManifestError(f"no record is left: none passes {' and '.join(filters)}")
+    return ManifestError("no record is left: each shares its output_image with a different record")
+
+
+def _write_rejects(
+    store: Store, database: sqlite3.Connection, manifests: Sequence[str]
+) -> tuple[FileInfo, Counter[str]]:
+    """Write the table of rejects; return its FileInfo and the number of rejects by class of reason."""
+    reasons: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for manifest, line, reason, output_image in database.execute(
+            "SELECT manifest, line, reason, output_image FROM rejects ORDER BY manifest, line, id"
+        ):
+            reasons[reason_class(reason)] += 1
+            yield {
+                "manifest": manifests[manifest], "line": line, "reason": reason, "output_image": output_image,
+            }  # fmt: skip
+
+    return write_table(store, paths.MANIFEST_REJECTS, REJECTS_COLUMNS, rows()), reasons
+
+
+def _write_shard(
+    store: Store, database: sqlite3.Connection, shard_files: ShardFiles, shard: str
+) -> StageResult:
     digest = hashlib.blake2b(digest_size=16)
     types: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     photos: set[str] = set()
 
     def batches() -> Iterator[dict[str, Sequence[Any]]]:
-        found = database.execute(
-            "SELECT place, size, content FROM picked WHERE shard = ? ORDER BY key", (shard,)
+        cursor = database.execute(
+            "SELECT start, size, content FROM selected WHERE shard = ? ORDER BY key", (shard,)
         )
-        with buckets.reading(shard) as read:
-            while places := found.fetchmany(_BATCH_ROWS):
-                rows = json.loads(b"[" + b",".join(read(place, size) for place, size, _ in places) + b"]")
+        with shard_files.reader(shard) as read:
+            while rows := cursor.fetchmany(_BATCH_ROWS):
+                records = json.loads(b"[" + b",".join(read(start, size) for start, size, _ in rows) + b"]")
                 batch: dict[str, Sequence[Any]] = dict(
-                    zip(Record._fields, zip(*rows, strict=True), strict=True)
+                    zip(Record._fields, zip(*records, strict=True), strict=True)
                 )
-                digest.update(b"".join(content for _, _, content in places))
+                digest.update(b"".join(content for _, _, content in rows))
                 types.update(batch["edit_type"])
                 kinds.update(batch["kind"])
                 photos.update(batch["source_id"])
                 yield batch
 
     name = paths.manifest_table(shard)
-    info = write_columns(store, name, MANIFEST, batches())
+    info = write_columns(store, name, MANIFEST_COLUMNS, batches())
     stats = {
         "records": types.total(),
         "photographs": len(photos),
@@ -371,18 +405,18 @@ def _write_shard(store: Store, database: sqlite3.Connection, buckets: Buckets, s
 
 
 @contextmanager
-def _open_source(name: str, profile: Profile, log: Log) -> Iterator[tuple[IO[bytes], Path | None]]:
-    """(lines, the folder that its paths are relative to, None for a URL) of a manifest."""
+def _open_manifest(name: str, profile: Profile, log: Log) -> Iterator[tuple[IO[bytes], Path | None]]:
+    """Open a manifest; yield the file and the folder that its paths are relative to, None for a URL."""
     path = Path(name).expanduser()
     try:
         if name == SAMPLE:
-            from ..sample.make import ensure_sample
+            from ..sample.sample_folder import ensure_sample
 
             folder = sample_folder(profile.source.sample)
             ensure_sample(folder, profile.source.sample, log)
             path = folder / "sft.jsonl"
         elif is_url(name):
-            path, _ = latest(name, profile.fetch, log)
+            path, _ = local_copy(name, profile.fetch, log)
         file = path.open("rb")
     except SourceError as error:
         raise ManifestError(f"manifest {error}") from error
@@ -393,7 +427,7 @@ def _open_source(name: str, profile: Profile, log: Log) -> Iterator[tuple[IO[byt
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line); a line over LONGEST_LINE comes cut to one byte more than that."""
+    """Yield (number from 1, line); a longer line is cut to LONGEST_LINE + 1 bytes."""
     number = 0
     while data := file.readline(LONGEST_LINE + 1):
         number += 1
@@ -404,10 +438,10 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def _file_digest(path: str) -> str:
-    """Digest of a local picture's size, beginning and end; "" for none.
+    """Return a digest of a local image's size, first and last 64 KiB; "" for no path.
 
-    Any change of a compressed picture shows in its length or at one of its ends, and reading whole
-    pictures here would read the data set twice.
+    A change of a compressed image changes its length or one of its ends. Reading whole images here would
+    read the dataset twice.
     """
     if not path:
         return ""
@@ -416,9 +450,9 @@ def _file_digest(path: str) -> str:
         size = file.seek(0, os.SEEK_END)
         digest.update(str(size).encode())
         file.seek(0)
-        digest.update(file.read(_EDGE))
-        file.seek(max(0, size - _EDGE))
-        digest.update(file.read(_EDGE))
+        digest.update(file.read(_DIGESTED_BYTES))
+        file.seek(max(0, size - _DIGESTED_BYTES))
+        digest.update(file.read(_DIGESTED_BYTES))
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The `shards` stage: the dataset, as WebDataset tars."""
+"""The `shards` stage: the dataset as WebDataset tars."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..config import Profile, digest_of
-from ..progress import Log
 from ..storage import paths
-from ..storage.sample_tar import Sample, SampleWriter, read_samples, sample_writer
-from ..storage.store import Store
-from ..storage.tables import SHARDS, by_key, read_table, write_table
-from ..vision.geometry import Floats, project, rescaled, resizing
+from ..storage.sample_tar import SAMPLE_PARTS, Sample, SampleWriter, join_by_key, read_samples, sample_writer
+from ..storage.tables import SHARDS_COLUMNS, by_key, read_table, write_table
+from ..vision.geometry import Floats, project, rescale_homography, resize_homography
 from ..vision.images import (
     RGB,
     ImageError,
@@ -29,20 +27,23 @@ from ..vision.images import (
     fitted_size,
     resize,
 )
-from .edit_masks import with_masks
-from .reviews import judged_bad
-from .stage import STAGES, StageResult
+from .edit_masks import MASK_PART
+from .stage import StageResult, StageRun, settings_values
 from .statistics import by_edit_type, counts, histogram, median, reasons
 
 FORMAT_VERSION = "2"
-"""Of a sample's five files and of the fields of its metadata."""
+"""Version of a sample's five files and of its metadata fields."""
 
-PARTS = ("input.jpg", "mask.png", "text.txt", "summary.txt", "meta.json")
+SAMPLE_SETTINGS = ("fetch", "align", "mask", "shards", "source.license")
+"""All settings that shape a sample. `meta.json` holds their digest, so each of them makes a shard stale."""
+
+REVIEWS = "shards.reviews"
+"""The external input with the samples that reviewers labelled bad."""
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a sample's first header lies in the tar; length and SHA-256 of each of its parts, in order."""
+class _Location:
+    """The offset of a sample's first header in the tar, and the length and SHA-256 of each part, in order."""
 
     offset: int
     part_bytes: list[int]
@@ -50,8 +51,8 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """A shard's tables, by key."""
+class _Tables:
+    """The rows of a shard's tables by key."""
 
     records: dict[str, dict[str, Any]]
     pairs: dict[str, dict[str, Any]]
@@ -59,60 +60,58 @@ class _Rows:
     masks: dict[str, dict[str, Any]]
 
 
-def pack_shard(store: Store, profile: Profile, shard: str, log: Log) -> StageResult:
-    """Write `shards/<split>/<shard>.tar` and a row for every record: written, or dropped at which stage.
+def pack_shard(run: StageRun) -> StageResult:
+    """Write `shards/<split>/<shard>.tar`, and a table with one row for each record.
 
-    `input.jpg` is the stored picture itself if that is an upright RGB JPEG of no more than
-    `shards.largest_side_px`; otherwise it is encoded anew, and mask, homography and overlap are brought
-    to its size. With `shards.untouched` it is always the picture as it was received, and what cannot go in
-    like that is dropped. Raises StoreError, SampleError.
+    A row is `written`, or `dropped` with the stage and the reason. `input.jpg` is the stored image if that is
+    an upright RGB JPEG of at most `shards.largest_side_px`. Otherwise the image is encoded again, and mask,
+    homography and overlap are scaled to its size. With `shards.untouched` a sample whose image would have to
+    be encoded is dropped. Raises StoreError, SampleError.
     """
-    tables = _Rows(
+    store, profile, shard = run.store, run.settings, run.partition
+    tables = _Tables(
         by_key(read_table(store, paths.manifest_table(shard))),
         by_key(read_table(store, paths.pairs_table(shard))),
         by_key(read_table(store, paths.aligned_table(shard))),
         by_key(read_table(store, paths.masks_table(shard))),
     )
     config_digest = dataset_digest(profile)
-    failures = judged_bad(store, profile, shard)
-    written: dict[str, _Place] = {}
+    failures: dict[str, str] = dict(run.external[REVIEWS].value) if REVIEWS in run.external else {}
+    written: dict[str, _Location] = {}
     with (
         store.open(paths.pairs_tar(shard)) as pairs,
         store.open(paths.masks_tar(shard)) as masks,
         sample_writer(store, paths.shard_tar(shard)) as tar,
     ):
-        for pair, mask in with_masks(read_samples(pairs), read_samples(masks)):
+        for pair, mask in join_by_key(read_samples(pairs), read_samples(masks)):
             if mask is None or pair.key not in tables.records or pair.key not in tables.aligned:
                 continue
             if pair.key in failures:
                 continue
             try:
-                written[pair.key] = _pack(tar, pair, mask, tables, profile, config_digest)
+                written[pair.key] = _pack(tar, pair, mask.parts[MASK_PART], tables, profile, config_digest)
             except ImageError as error:
                 failures[pair.key] = str(error)
                 continue
             if len(written) % 200 == 0:
-                log(f"{shard}: {len(written)} samples written")
+                run.log(f"{shard}: {len(written)} samples written")
     rows = [_row(key, tables, written, failures) for key in sorted(tables.records)]
     files = {
         paths.shard_tar(shard): tar.file.info,
-        paths.shard_table(shard): write_table(store, paths.shard_table(shard), SHARDS, rows),
+        paths.shard_table(shard): write_table(store, paths.shard_table(shard), SHARDS_COLUMNS, rows),
     }
-    log(f"{shard}: {len(written)} samples, {len(rows) - len(written)} records dropped")
+    run.log(f"{shard}: {len(written)} samples, {len(rows) - len(written)} records dropped")
     return StageResult(files, _stats(rows, tar.file.info.bytes))
 
 
 def dataset_digest(profile: Profile) -> str:
-    """16 hex digits over the settings that shape a sample's files.
-
-    They are the settings that make a shard stale: a sample never tells of others than it was made with.
-    """
-    return digest_of(STAGES["shards"].settings(profile))
+    """Return 16 hex digits over the settings that shape a sample."""
+    return digest_of(settings_values(profile, SAMPLE_SETTINGS))
 
 
 def _pack(
-    tar: SampleWriter, pair: Sample, mask_png: bytes, tables: _Rows, profile: Profile, config_digest: str
-) -> _Place:
+    tar: SampleWriter, pair: Sample, mask_png: bytes, tables: _Tables, profile: Profile, config_digest: str
+) -> _Location:
     record = tables.records[pair.key]
     data = pair.part("input") or b""
     mask = decode_mask(mask_png)
@@ -133,18 +132,18 @@ def _pack(
         record["summary"].encode(),
         json.dumps(meta, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode(),
     )
-    place = _Place(
+    place = _Location(
         tar.file.tell(),
         [len(content) for content in contents],
         [hashlib.sha256(content).hexdigest() for content in contents],
     )
-    for part, content in zip(PARTS, contents, strict=True):
+    for part, content in zip(SAMPLE_PARTS, contents, strict=True):
         tar.add(pair.key, part, content)
     return place
 
 
 def _refuse_touched(data: bytes, is_larger: bool, received: str) -> None:
-    """Raise PictureError for a stored picture that cannot be shipped as it was received."""
+    """Raise ImageError for a stored image that cannot be packed with the bytes as received."""
     if is_larger:
         raise ImageError("untouched: it is larger than shards.largest_side_px")
     if not is_plain_jpeg(data):
@@ -154,7 +153,7 @@ def _refuse_touched(data: bytes, is_larger: bool, received: str) -> None:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether these bytes are an RGB JPEG that stands upright, and so can be shipped as they are."""
+    """Return whether `data` is an RGB JPEG in upright orientation, which can be packed without encoding."""
     from PIL import ExifTags, Image
 
     if not data.startswith(b"\xff\xd8"):
@@ -175,7 +174,7 @@ def _resized_mask(mask: Mask, size: tuple[int, int]) -> Mask:
 
 
 def _meta(
-    key: str, tables: _Rows, profile: Profile, config_digest: str, size: tuple[int, int]
+    key: str, tables: _Tables, profile: Profile, config_digest: str, size: tuple[int, int]
 ) -> dict[str, Any]:
     record, pair = tables.records[key], tables.pairs[key]
     aligned, mask = tables.aligned[key], tables.masks[key]
@@ -184,8 +183,8 @@ def _meta(
     homography: Floats = np.array(aligned["homography"], np.float64).reshape(3, 3)
     overlap: Floats = np.array(aligned["overlap"], np.float64).reshape(-1, 2)
     if size != before:
-        homography = rescaled(homography, edited, edited, before, size)
-        overlap = project(resizing(before, size), overlap)
+        homography = rescale_homography(homography, edited, edited, before, size)
+        overlap = project(resize_homography(before, size), overlap)
     copied = (
         "key", "edit_type", "category", "scope", "kind", "turn", "source_id", "split", "shard", "input_url",
         "output_url", "output_image", "attribution", "rotation",
@@ -216,7 +215,7 @@ def _meta(
 
 
 def _row(
-    key: str, tables: _Rows, written: Mapping[str, _Place], failures: Mapping[str, str]
+    key: str, tables: _Tables, written: Mapping[str, _Location], failures: Mapping[str, str]
 ) -> dict[str, Any]:
     record, mask = tables.records[key], tables.masks.get(key)
     stage, reason = ("", "") if key in written else _dropped(key, tables, failures)
@@ -240,8 +239,8 @@ def _row(
     }
 
 
-def _dropped(key: str, tables: _Rows, failures: Mapping[str, str]) -> tuple[str, str]:
-    """(stage, reason) for a record that gave no sample."""
+def _dropped(key: str, tables: _Tables, failures: Mapping[str, str]) -> tuple[str, str]:
+    """Return the stage and the reason why a record has no sample."""
     pair, aligned, mask = (table.get(key) for table in (tables.pairs, tables.aligned, tables.masks))
     if pair is None or pair["status"] != "ok":
         return "image_pairs", pair[

@@ -1,4 +1,4 @@
-"""Numbers about a shard, for people: shares, medians, histograms, a few pictures."""
+"""Statistics and previews of a shard, shown as metadata in the Dagster UI."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ PREVIEW_BYTES = 40_000
 
 
 def counts(values: Iterable[str]) -> dict[str, int]:
-    """How often each value stands there, in order of the values."""
+    """Return the number of occurrences of each value, sorted by value."""
     return dict(sorted(Counter(values).items()))
 
 
 def reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Reasons counted by kind, see `kind_of`."""
-    return counts(kind_of(row["reason"]) for row in rows if row["reason"])
+    """Return the number of rows by kind of reason; rows without a reason are not counted."""
+    return counts(reason_kind(row["reason"]) for row in rows if row["reason"])
 
 
-def kind_of(reason: str) -> str:
-    """A reason without its particulars and with `#` for numbers, but for those of HTTP."""
+def reason_kind(reason: str) -> str:
+    """Return a reason without its particulars and with `#` for numbers other than HTTP status codes."""
     return re.sub(r"(?<!HTTP )\b\d[\d.,]*", "#", reason_class(reason))
 
 
 def median(values: Iterable[float]) -> float | None:
-    """The median to 4 digits; None of nothing."""
-    found = list(values)
-    return round(float(statistics.median(found)), 4) if found else None
+    """Return the median rounded to 4 digits; None for no values."""
+    numbers = list(values)
+    return round(float(statistics.median(numbers)), 4) if numbers else None
 
 
 def histogram(values: Iterable[float]) -> list[int]:
-    """Counts of values 0..1 in ten equal bins; 1 is in the last."""
+    """Return the counts of values in 0..1 in ten equal bins. 1 falls in the last bin."""
     bins = [0] * 10
     for value in values:
         bins[min(9, max(0, int(value * 10)))] += 1
@@ -54,24 +54,24 @@ def by_edit_type(
     name: str,
     holds: Callable[[Mapping[str, Any]], bool],
 ) -> dict[str, dict[str, int]]:
-    """For each edit type, how many `pairs` there are and, under `name`, how many for which `holds`."""
-    found: dict[str, dict[str, int]] = {}
+    """Return for each edit type the number of `pairs`, and under `name` the number for which `holds`."""
+    by_type: dict[str, dict[str, int]] = {}
     for row in rows:
-        entry = found.setdefault(types[row["key"]], {"pairs": 0, name: 0})
+        entry = by_type.setdefault(types[row["key"]], {"pairs": 0, name: 0})
         entry["pairs"] += 1
         entry[name] += holds(row)
-    return dict(sorted(found.items()))
+    return dict(sorted(by_type.items()))
 
 
 def preview(strips: list[RGB], captions: list[list[str]]) -> bytes | None:
-    """One small JPEG of some strips; None where there is none."""
-    from ..vision.overlay import preview_jpeg, sheet
+    """Return one JPEG of the strips with their captions, at most PREVIEW_BYTES; None without strips."""
+    from ..vision.overlay import contact_sheet, preview_jpeg
 
-    return preview_jpeg(sheet(strips, captions), PREVIEW_BYTES) if strips else None
+    return preview_jpeg(contact_sheet(strips, captions), PREVIEW_BYTES) if strips else None
 
 
 def side_by_side(images: list[RGB]) -> RGB:
-    """Pictures of one height, left to right."""
+    """Return the images scaled to the smallest height, from left to right."""
     height = min(image.shape[0] for image in images)
     scaled = [
         cv2.resize(image, (max(1, round(image.shape[1] * height / image.shape[0])), height))

@@ -1,4 +1,4 @@
-"""How far a data set is: every shard's pictures, from receipts and from what runs have left so far."""
+"""The fetching progress of every shard, from receipts and from the spools of unfinished runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 from ..config import Profile
 from ..fetching.spool import images_in, spool_folder
 from ..storage.store import Store
-from .stage import Receipt, read_receipt
+from .receipts import Receipt, read_receipt
 
 _READERS = 8
 
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """One shard: `records` in the manifest, and what came of the `done` ones among them.
+    """The progress of one shard.
 
-    `to_retry` counts failures that may pass, `waiting` pictures of an unfinished run on this machine;
-    `bytes` is what was received, `pictures` and `seconds` what the shard's last run fetched and took.
+    `records` is the number in the manifest. `done` of them are fetched and divide into `ok`, `failed` and
+    `refused`. `to_retry` counts retryable failures, `waiting` the images of an unfinished run on this
+    machine. `bytes` counts bytes received. `images` were fetched in `seconds` by the shard's last run.
     """
 
     shard: str
@@ -40,10 +41,10 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """All shards, their total (under the name `total`), and what is left.
+    """The progress of all shards, and their total under the name `total`.
 
-    `pictures_per_s` is the rate of the runs so far, None where none has fetched anything; `left_s` the
-    time for the rest at that rate, one run at a time, None where there is no rate to tell it by.
+    `images_per_s` is the mean rate of all runs, None before the first image. `left_s` is the time in seconds
+    that one run needs for the rest at that rate, None without a rate.
     """
 
     shards: Sequence[ShardStatus]
@@ -53,7 +54,7 @@ class Status:
 
 
 def status_of(store: Store, profile: Profile) -> Status:
-    """Where every shard of the profile stands. Raises StoreError."""
+    """Return the progress of every shard of the profile. Raises StoreError."""
     with ThreadPoolExecutor(_READERS) as pool:
         shards = list(pool.map(lambda shard: _shard(store, shard), profile.shard_keys()))
     numbers = {
@@ -74,7 +75,7 @@ def status_of(store: Store, profile: Profile) -> Status:
 
 
 def retryable_failures(store: Store, shard: str) -> int:
-    """How many rows of a finished shard are worth asking for again."""
+    """Return the number of retryable failures of a finished shard."""
     return int(_stat(read_receipt(store, "image_pairs", shard), "to_retry"))
 
 

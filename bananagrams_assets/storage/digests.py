@@ -1,9 +1,9 @@
-"""What a file's bytes are told by.
+"""Digests of stored files.
 
-A plain digest is SHA-256 in hex. A tar of pictures whose own SHA-256 is known anyway has a digest of
-**members**, `members:` and SHA-256 in hex over the tar with each member's content replaced by its SHA-256:
-as hard to forge, and no byte is hashed twice. The tar may be read without knowing it, as by `sha256sum`
-and any tar tool for each of its pictures.
+A plain digest is the file's SHA-256 in hex. A **members** digest of a tar is `members:` followed by the
+SHA-256 in hex of the tar with each member's content replaced by the SHA-256 of that content. It is as hard
+to forge as a plain digest, and images whose SHA-256 is already known are not hashed twice. Readers may
+ignore it: `sha256sum` and any tar tool can verify each image.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import IO, Protocol, TypeAlias
 
 MEMBERS = "members:"
 
-_READ = 2**20
+_BLOCK = 2**20
 _SIZE = re.compile(rb"[ \0]*([0-7]+)[ \0]*")
 
 Data: TypeAlias = "bytes | bytearray | memoryview"
 
 
 class Digest(Protocol):
-    """What hashes bytes as they come."""
+    """An incremental hash function."""
 
     def update(self, data: Data, /) -> None:
-        """Take more bytes."""
+        """Hash more bytes."""
 
     def hexdigest(self) -> str:
-        """The digest of all bytes so far."""
+        """Return the digest of all bytes so far."""
 
 
 class MembersDigest:
-    """The digest of members of a tar, given as its bytes or member by member."""
+    """The members digest of a tar that is passed as bytes or member by member."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
@@ -42,28 +42,28 @@ class MembersDigest:
         self._left = self._padding = 0
 
     def add(self, header: bytes, sha256: str, padding: bytes) -> None:
-        """Take a whole member: its header, the SHA-256 in hex of its content, its padding."""
+        """Hash a complete member: its header, the SHA-256 in hex of its content, its padding."""
         self._sha256.update(header + bytes.fromhex(sha256) + padding)
 
     def update(self, data: Data) -> None:
-        """Take bytes of the tar, in order."""
+        """Hash the next bytes of the tar."""
         view = memoryview(data)
         while view:
             if self._left:
-                taken = self._update_content(view[: self._left])
+                used = self._update_content(view[: self._left])
             elif self._padding:
-                taken = min(self._padding, len(view))
-                self._sha256.update(view[:taken])
-                self._padding -= taken
+                used = min(self._padding, len(view))
+                self._sha256.update(view[:used])
+                self._padding -= used
             else:
-                taken = self._update_header(bytes(view[: tarfile.BLOCKSIZE - len(self._header)]))
-            view = view[taken:]
+                used = self._update_header(bytes(view[: tarfile.BLOCKSIZE - len(self._header)]))
+            view = view[used:]
 
     def hexdigest(self) -> str:
-        rest = self._sha256.copy()
-        # Of a tar that is cut.
-        rest.update(self._content.digest() if self._left else self._header)
-        return f"{MEMBERS}{rest.hexdigest()}"
+        result = self._sha256.copy()
+        # A truncated tar ends within a member's content or header.
+        result.update(self._content.digest() if self._left else self._header)
+        return f"{MEMBERS}{result.hexdigest()}"
 
     def copy(self) -> MembersDigest:
         other = copy.copy(self)
@@ -74,7 +74,7 @@ class MembersDigest:
         self._header += data
         if len(self._header) == tarfile.BLOCKSIZE:
             self._sha256.update(self._header)
-            # Where there is no size, as in the blocks that end a tar, the next block is taken for a header.
+            # A block without a size, such as the two that end a tar, is followed by another header.
             if size := _SIZE.fullmatch(self._header[124:136]):
                 self._left = int(size[1], 8)
                 self._padding = -self._left % tarfile.BLOCKSIZE
@@ -93,13 +93,13 @@ class MembersDigest:
 
 
 def digest_like(known: str) -> Digest:
-    """A digest of no bytes yet, of the kind that `known` is of."""
+    """Return an empty digest of the same kind (plain or members) as `known`."""
     return MembersDigest() if known.startswith(MEMBERS) else hashlib.sha256()
 
 
-def digest_of(file: IO[bytes], known: str) -> str:
-    """The digest, of the kind that `known` is of, of all that is left to read."""
+def file_digest(file: IO[bytes], known: str = "") -> str:
+    """Return the digest of the rest of a file, of the same kind (plain or members) as `known`."""
     digest = digest_like(known)
-    while block := file.read(_READ):
+    while block := file.read(_BLOCK):
         digest.update(block)
     return digest.hexdigest()

@@ -1,4 +1,8 @@
-"""The store in a local folder."""
+"""The store in a local folder.
+
+A writer's temporary file, `.tmp-<host>-<random>`, is locked while its process lives. The operating system
+releases the lock however the process ends, so an unlocked temporary file of this host is abandoned.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from .digests import file_digest
+from .public_access import PublicAccess
 from .store import (
     ABANDONED_S,
     HOST,
@@ -21,53 +27,49 @@ from .store import (
     TEMPORARY,
     FileInfo,
     MissingObject,
-    RunView,
+    RunState,
     StoreError,
     check_name,
-    checked,
     conflict,
+    describe_version,
     lock_if_free,
-    sha256_of,
-    this_writer,
-    told,
+    this_process,
+    verifying_reader,
 )
 
 _BLOCK = 2**20
-_WHO = "user.bananagrams.writer"
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+_WRITER_XATTR = "user.bananagrams.writer"
+_LINK_UNSUPPORTED = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
 
-class LocalStore(RunView):
-    """A folder."""
+class LocalStore(RunState):
+    """The objects are the files under `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.url = str(self.folder)
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        return self._create(self._path(name))
+        return self._committing(self._path(name), _create_temporary)
 
     @contextmanager
-    def _create(self, path: Path) -> Iterator[BinaryIO]:
-        with self._placed(path, _open_temporary) as file:
-            yield file
-
-    @contextmanager
-    def _placed(self, path: Path, opened: Callable[[Path], tuple[IO[bytes], Path]]) -> Iterator[BinaryIO]:
-        """A file that `opened` makes in the folder of `path`, and that takes its place in the end."""
+    def _committing(
+        self, path: Path, open_temporary: Callable[[Path], tuple[IO[bytes], Path]]
+    ) -> Iterator[BinaryIO]:
+        """Open a temporary file in the folder of `path` and commit it to `path` on a clean exit."""
         name = path.relative_to(self.folder).as_posix()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole, temporary = opened(path.parent)
+            opened, temporary = open_temporary(path.parent)
         except OSError as error:
             raise _cannot_write(path, error) from error
-        expected = (self._seen or {}).get(name) if self.is_tracked(name) else _version(path)
+        expected = self.expected_version(name, lambda: _version(path))
         try:
-            with whole as file:
+            with opened as file:
                 yield cast(BinaryIO, file)
                 file.flush()
                 os.fsync(file.fileno())
-                self.note(name, _commit(temporary, path, expected))
+                self.record_version(name, _commit(temporary, path, expected))
         except BaseException as error:
             with suppress(OSError):
                 temporary.unlink()
@@ -79,14 +81,14 @@ class LocalStore(RunView):
         target = self._path(name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            linked = _linked(path, target.parent)
+            linked = _hard_link(path, target.parent)
         except OSError as error:
             raise _cannot_write(target, error) from error
         if linked is None:
-            with path.open("rb") as source, self._create(target) as file:
+            with path.open("rb") as source, self.create(name) as file:
                 shutil.copyfileobj(source, file, _BLOCK)
         else:
-            with self._placed(target, lambda folder: linked):
+            with self._committing(target, lambda folder: linked):
                 pass
 
     def write(self, name: str, data: bytes) -> None:
@@ -106,7 +108,7 @@ class LocalStore(RunView):
             raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
         with opened as file:
             if digest := self._digests.get(name):
-                file = cast("Any", checked(file, digest, str(path)))
+                file = cast("Any", verifying_reader(file, digest, str(path)))
             yield cast(BinaryIO, file)
 
     def exists(self, name: str) -> bool:
@@ -123,9 +125,9 @@ class LocalStore(RunView):
             self._path(name).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(
-                f"{self.describe(name)}: cannot be removed: {error.strerror or error}"
+                f"{self.describe(name)}: cannot be deleted: {error.strerror or error}"
             ) from error
-        self.note(name, None)
+        self.record_version(name, None)
 
     @contextmanager
     def local_path(self, name: str) -> Iterator[Path]:
@@ -139,16 +141,16 @@ class LocalStore(RunView):
         return str(self._path(name))
 
     def for_run(self, prefixes: Sequence[str], digests: Mapping[str, str]) -> LocalStore:
-        seen = {}
+        versions = {}
         for prefix in prefixes:
-            _sweep(self._folder_of(prefix), recursive=prefix.endswith("/"))
+            _delete_abandoned(self._folder_of(prefix), recursive=prefix.endswith("/"))
             for name, path in self._files(prefix):
                 if version := _version(path):
-                    seen[name] = version
-        return self.seen_by(prefixes, seen, digests)
+                    versions[name] = version
+        return self.with_run_state(prefixes, versions, digests)
 
-    def who_can_read(self) -> tuple[bool, Sequence[str]]:
-        return False, ["a folder of this machine"]
+    def public_access(self) -> PublicAccess:
+        return PublicAccess(False, ["a local folder"])
 
     def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
         for path in self._folder_of(prefix).rglob("*"):
@@ -174,40 +176,52 @@ def _cannot_write(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path}: cannot be written: {error.strerror or error}")
 
 
-def _linked(path: Path, folder: Path) -> tuple[IO[bytes], Path] | None:
-    """The file under a second name, as by `_open_temporary`; None where the folder can have no such link."""
+def _hard_link(path: Path, folder: Path) -> tuple[IO[bytes], Path] | None:
+    """Link `path` to a temporary name in `folder` and lock it, as `_create_temporary` does.
+
+    Return None if the folder cannot hold a link to this file.
+    """
     file = path.open("r+b")
     try:
         lock_if_free(file.fileno())
-        temporary = folder / f"{TEMPORARY}{HOST}-{secrets.token_hex(8)}"
+        temporary = _temporary_path(folder)
         os.link(path, temporary)
     except OSError as error:
         file.close()
-        if error.errno not in _NO_LINK:
+        if error.errno not in _LINK_UNSUPPORTED:
             raise
         return None
-    with suppress(OSError, AttributeError):
-        os.setxattr(temporary, _WHO, this_writer().encode())
+    _store_writer(temporary)
     return file, temporary
 
 
-def _open_temporary(folder: Path) -> tuple[IO[bytes], Path]:
-    """A new file that is locked while its writer lives: the system unlocks it however a process ends."""
+def _create_temporary(folder: Path) -> tuple[IO[bytes], Path]:
+    """Create and lock a temporary file in `folder`; return the open file and its path."""
     while True:
-        path = folder / f"{TEMPORARY}{HOST}-{secrets.token_hex(8)}"
+        path = _temporary_path(folder)
         file = path.open("xb")
-        # Between opening and locking it may have been taken for a dead run's, and removed.
+        # Another process may have deleted the file as abandoned before it was locked.
         if lock_if_free(file.fileno()) and path.exists():
-            with suppress(OSError, AttributeError):
-                os.setxattr(path, _WHO, this_writer().encode())
+            _store_writer(path)
             return file, path
         file.close()
 
 
-def _sweep(folder: Path, recursive: bool) -> None:
-    """Remove temporary files whose writer is dead, as nobody holds their lock.
+def _temporary_path(folder: Path) -> Path:
+    return folder / f"{TEMPORARY}{HOST}-{secrets.token_hex(8)}"
 
-    Those of other machines only after a day: not every network file system carries locks to others.
+
+def _store_writer(path: Path) -> None:
+    """Store this process's name in an extended attribute of the file, if the system supports it."""
+    with suppress(OSError, AttributeError):
+        os.setxattr(path, _WRITER_XATTR, this_process().encode())
+
+
+def _delete_abandoned(folder: Path, recursive: bool) -> None:
+    """Delete temporary files that no process has locked.
+
+    Temporary files of other machines are deleted only after a day, because some network file systems do
+    not share locks between machines.
     """
     for path in folder.rglob(f"{TEMPORARY}*") if recursive else folder.glob(f"{TEMPORARY}*"):
         with suppress(OSError), path.open("r+b") as file:
@@ -217,29 +231,29 @@ def _sweep(folder: Path, recursive: bool) -> None:
 
 
 def _version(path: Path) -> str | None:
-    """What tells one content of a file from the next; None where there is no file."""
+    """Return an identifier that changes with the file's content, or None if the file does not exist."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def _commit(temporary: Path, path: Path, expected: str | None) -> str | None:
-    """Rename into place unless another writer was quicker; returns the version that then stands there.
+    """Rename `temporary` to `path` unless identical bytes exist there; return the resulting version.
 
-    Raises Conflict where that one's bytes are others.
+    Raises Conflict if `path` has different bytes and is not at the version `expected`.
     """
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(folder, fcntl.LOCK_EX)
-        if (now := _version(path)) is not None:
+        if (current := _version(path)) is not None:
             if filecmp.cmp(temporary, path, shallow=False):
                 temporary.unlink()
-                return now
-            if now != expected:
-                raise conflict(str(path), _told_of(path), _told_of(temporary))
+                return current
+            if current != expected:
+                raise conflict(str(path), _describe_file(path), _describe_file(temporary))
         temporary.replace(path)
         os.fsync(folder)
         return _version(path)
@@ -247,12 +261,12 @@ def _commit(temporary: Path, path: Path, expected: str | None) -> str | None:
         os.close(folder)
 
 
-def _told_of(path: Path) -> str:
+def _describe_file(path: Path) -> str:
     with path.open("rb") as file:
-        sha256 = sha256_of(file)
+        sha256 = file_digest(file)
     try:
-        writer = os.getxattr(path, _WHO).decode()
+        writer = os.getxattr(path, _WRITER_XATTR).decode()
     except (OSError, AttributeError):
-        writer = "a process that is not known"
-    found = path.stat()
-    return told(sha256, found.st_size, writer, found.st_mtime)
+        writer = "an unknown process"
+    status = path.stat()
+    return describe_version(sha256, status.st_size, writer, status.st_mtime)

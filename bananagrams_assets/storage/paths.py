@@ -1,4 +1,4 @@
-"""Where everything lies in the store: names relative to its root, with `/` between folders."""
+"""Names of all objects in the store, relative to its root, with `/` between folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MASK_CHECK = "checks/mask_iou.json"
 
 
 def split_of(shard: str) -> str:
-    """`train-00012` → `train`."""
+    """Return the split of a shard: `train-00012` → `train`."""
     return shard.rpartition("-")[0]
 
 
@@ -70,7 +70,7 @@ def overlays_page(shard: str) -> str:
 
 
 def outputs(asset: str, partition: str) -> tuple[str, ...]:
-    """Prefixes of all that a partition of an asset leaves in the store, its receipt included."""
+    """Return the prefixes of all objects that a partition of an asset writes, including its receipt."""
     receipts = f"receipts/{asset}/{partition}."
     if asset == "manifest":
         return "manifest/", "receipts/manifest/"

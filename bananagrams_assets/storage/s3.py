@@ -1,4 +1,4 @@
-"""The store in a bucket: S3, or a server that speaks its protocol."""
+"""The store in a bucket of S3 or of a server with the same API."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from . import public_access
-from .digests import MEMBERS, digest_like, digest_of
+from .digests import MEMBERS, digest_like, file_digest
+from .public_access import PublicAccess, check_public_access
 from .store import (
     ABANDONED_S,
     MACHINE_FAULTS,
@@ -29,15 +29,14 @@ from .store import (
     Conflict,
     FileInfo,
     MissingObject,
-    RunView,
+    RunState,
     StoreError,
     check_name,
-    checked,
     conflict,
+    describe_version,
     lock_if_free,
-    sha256_of,
-    this_writer,
-    told,
+    this_process,
+    verifying_reader,
 )
 
 if TYPE_CHECKING:
@@ -45,43 +44,48 @@ if TYPE_CHECKING:
 
 
 PART_BYTES = 5 * 2**20
-"""Of a multipart upload, the least that S3 takes; more where an object would have more than 10,000 parts."""
-_MOST_PARTS = 10_000
-_SENDERS = 2
+"""Smallest part of a multipart upload that S3 accepts; parts are larger if an object would need more than
+10,000 of them."""
+_MAX_PARTS = 10_000
+_UPLOAD_THREADS = 2
 _BLOCK = 2**20
-_RACES = 5
-_CHANGED = {"PreconditionFailed", "412"}
-_RACING = {"ConditionalRequestConflict", "409", "OperationAborted"}
-_MISSING = {"404", "NoSuchKey", "NotFound"}
-_NOT_ALLOWED = {
+_MAX_COMMIT_ATTEMPTS = 5
+_PRECONDITION_FAILED = {"PreconditionFailed", "412"}
+_CONCURRENT_WRITE = {"ConditionalRequestConflict", "409", "OperationAborted"}
+_NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
+_ACCESS_DENIED = {
     "403", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden", "ExpiredToken",
 }  # fmt: skip
-_PASSING = {"SlowDown", "RequestTimeout", "ThrottlingException", "RequestTimeTooSkewed", "BadDigest"}
+_RETRYABLE = {"SlowDown", "RequestTimeout", "ThrottlingException", "RequestTimeTooSkewed", "BadDigest"}
 
 
-class S3Store(RunView):
-    """A prefix of a bucket.
+class S3Store(RunState):
+    """The objects under a prefix of a bucket.
 
-    Objects wait in a temporary file (under TMPDIR) until they are whole. Then they are sent: up to
-    `PART_BYTES` in one request, larger ones as a multipart upload, which is completed or aborted. The
-    server compares SHA-256 of each request with what it received; the whole object's is kept in its
-    metadata and compared by who reads it to its end. Reading takes up a broken connection where it broke.
+    An object is first written to a temporary file (under TMPDIR). When complete, it is uploaded: up to
+    `PART_BYTES` in one request, a larger one as a multipart upload, which is completed or aborted. At most
+    2 parts are in memory. The server verifies the SHA-256 of each request. The SHA-256 of the whole object
+    is stored in its metadata and verified by a reader that reaches the end. A reader whose connection breaks
+    resumes at the byte where it broke.
 
-    A server that has answered before and does not now (as one that is restarted) is asked again for
-    `patience_s`, beyond the client's own tries. At most 2 parts are in memory.
+    If a server has responded before and then stops (for example during a restart), requests are retried for
+    `retry_s` seconds, in addition to the client's own retries.
 
-    What a dead run has left of a multipart upload, the next run on this machine aborts: uploads under way are
-    noted under TMPDIR, in files that their process has locked. Those of other machines go after a day.
+    Ongoing multipart uploads are recorded under TMPDIR, in files that their process has locked. The next
+    run on this machine aborts the uploads of dead processes. Uploads of other machines are aborted after a
+    day.
     """
 
-    patience_s = 60.0
+    retry_s = 60.0
 
     def __init__(self, bucket: str, prefix: str, client: Any | None = None) -> None:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._client = client if client is not None else _s3_client()
-        self._answered, self._found, self._plain = threading.Event(), threading.Event(), threading.Event()
+        self._server_responded = threading.Event()
+        self._bucket_exists = threading.Event()
+        self._no_conditional_writes = threading.Event()
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
         check_name(name)
@@ -89,22 +93,22 @@ class S3Store(RunView):
 
     @contextmanager
     def _create(self, name: str) -> Iterator[BinaryIO]:
-        expected = self._expected(name)
-        with self._on_this_machine(name), tempfile.TemporaryFile() as file:
+        expected = self._expected_etag(name)
+        with self._local_disk_errors(name), tempfile.TemporaryFile() as file:
             yield cast(BinaryIO, file)
             file.flush()
             file.seek(0)
-            self._send(name, file.fileno(), sha256_of(file), expected)
+            self._upload(name, file.fileno(), file_digest(cast("IO[bytes]", file)), expected)
 
     def adopt(self, name: str, path: Path, info: FileInfo) -> None:
         check_name(name)
-        expected = self._expected(name)
-        with self._on_this_machine(name), path.open("rb") as file:
-            self._send(name, file.fileno(), info.sha256, expected)
+        expected = self._expected_etag(name)
+        with self._local_disk_errors(name), path.open("rb") as file:
+            self._upload(name, file.fileno(), info.sha256, expected)
 
     def write(self, name: str, data: bytes) -> None:
         check_name(name)
-        expected = self._expected(name)
+        expected = self._expected_etag(name)
         if len(data) > PART_BYTES:
             with self._create(name) as file:
                 file.write(data)
@@ -114,20 +118,20 @@ class S3Store(RunView):
     def read(self, name: str) -> bytes:
         check_name(name)
         try:
-            answer = self._ask(name, "get_object", Key=self.prefix + name)
+            response = self._request(name, "get_object", Key=self.prefix + name)
         except MissingObject:
-            self._find_bucket()
+            self._require_bucket()
             raise
         try:
-            data = answer["Body"].read()
+            data = response["Body"].read()
         except (_botocore_exceptions().BotoCoreError, OSError):
             data = b""
-        digest = self._digests.get(name) or answer.get("Metadata", {}).get("sha256")
-        found = digest_like(digest or "")
-        found.update(data)
-        if len(data) == answer["ContentLength"] and digest in (None, found.hexdigest()):
+        expected = self._digests.get(name) or response.get("Metadata", {}).get("sha256")
+        actual = digest_like(expected or "")
+        actual.update(data)
+        if len(data) == response["ContentLength"] and expected in (None, actual.hexdigest()):
             return bytes(data)
-        # A cut or a damaged answer: in order, with more tries, and with an error that says what is wrong.
+        # `open` retries a truncated or damaged response and raises a specific error.
         with self.open(name) as file:
             return file.read()
 
@@ -138,7 +142,7 @@ class S3Store(RunView):
         digest = self._digests.get(name) or head.get("Metadata", {}).get("sha256")
         with raw:
             if digest:
-                yield checked(raw, digest, self.describe(name))
+                yield verifying_reader(raw, digest, self.describe(name))
             else:
                 yield cast(BinaryIO, io.BufferedReader(raw, buffer_size=_BLOCK))
 
@@ -157,12 +161,12 @@ class S3Store(RunView):
 
     def delete(self, name: str) -> None:
         check_name(name)
-        self._ask(name, "delete_object", Key=self.prefix + name)
-        self.note(name, None)
+        self._request(name, "delete_object", Key=self.prefix + name)
+        self.record_version(name, None)
 
     @contextmanager
     def local_path(self, name: str) -> Iterator[Path]:
-        with self._on_this_machine(name), tempfile.TemporaryDirectory() as folder:
+        with self._local_disk_errors(name), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name.rpartition("/")[2]
             with self.open(name) as source, path.open("wb") as target:
                 while block := source.read(_BLOCK):
@@ -173,245 +177,253 @@ class S3Store(RunView):
         return f"s3://{self.bucket}/{self.prefix}{name}"
 
     def for_run(self, prefixes: Sequence[str], digests: Mapping[str, str]) -> S3Store:
-        seen: dict[str, str] = {}
+        etags: dict[str, str] = {}
         for prefix in prefixes:
-            self._sweep(prefix)
-            seen.update(self._etags(prefix))
-        return self.seen_by(prefixes, seen, digests)
+            self._abort_dead_uploads(prefix)
+            etags.update(self._etags(prefix))
+        return self.with_run_state(prefixes, etags, digests)
 
-    def who_can_read(self) -> tuple[bool, Sequence[str]]:
-        with self._clear_errors(""):
-            return public_access.who_can_read(self._client, self.bucket, self.prefix)
+    def public_access(self) -> PublicAccess:
+        with self._store_errors(""):
+            return check_public_access(self._client, self.bucket, self.prefix)
 
     def get_range(self, name: str, start: int, etag: str) -> IO[bytes]:
-        """The object's bytes from `start` on, if it is still the one with this ETag."""
-        answer = self._ask(name, "get_object", Key=self.prefix + name, Range=f"bytes={start}-", IfMatch=etag)
-        return cast("IO[bytes]", answer["Body"])
+        """Return the object's bytes from `start` on, if it still has this ETag."""
+        response = self._request(
+            name, "get_object", Key=self.prefix + name, Range=f"bytes={start}-", IfMatch=etag
+        )
+        return cast("IO[bytes]", response["Body"])
 
-    def _expected(self, name: str) -> str | None:
-        """The ETag that this writer may replace; None: there is to be nothing."""
-        if self.is_tracked(name):
-            return (self._seen or {}).get(name)
-        try:
-            return str(self._head(name)["ETag"])
-        except MissingObject:
-            return None
+    def _expected_etag(self, name: str) -> str | None:
+        """Return the ETag that this writer may replace, None if no object may exist."""
+        return self.expected_version(name, lambda: self._current_etag(name))
 
     def _etags(self, prefix: str) -> dict[str, str]:
-        names: dict[str, str] = {}
-        more: dict[str, str] = {}
+        """Return the ETags of the objects under `prefix`, by name."""
+        etags: dict[str, str] = {}
+        continuation: dict[str, str] = {}
         while True:
-            page = self._ask(prefix, "list_objects_v2", Prefix=self.prefix + prefix, **more)
+            page = self._request(prefix, "list_objects_v2", Prefix=self.prefix + prefix, **continuation)
             for item in page.get("Contents", []):
                 name = item["Key"][len(self.prefix) :]
                 if not name.rpartition("/")[2].startswith(TEMPORARY):
-                    names[name] = item["ETag"]
+                    etags[name] = item["ETag"]
             if not page.get("IsTruncated"):
-                return names
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+                return etags
+            continuation = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _send(self, name: str, file: int, sha256: str, expected: str | None) -> None:
+    def _upload(self, name: str, file: int, sha256: str, expected: str | None) -> None:
         size = os.fstat(file).st_size
         if size <= PART_BYTES:
             self._commit(name, sha256, size, expected, lambda: os.pread(file, size, 0))
         else:
             self._commit(name, sha256, size, expected, file)
 
-    def _commit(self, name: str, sha256: str, size: int, expected: str | None, content: Any) -> None:
-        """Put an object in the place of the one with the ETag `expected`; see the module `store`.
+    def _commit(
+        self, name: str, sha256: str, size: int, expected: str | None, content: int | Callable[[], bytes]
+    ) -> None:
+        """Replace the object with the ETag `expected`, as described in the module `store`. Raises Conflict.
 
-        `content` gives its bytes, or is the file that holds more than one request can.
+        `content` is a function that returns the object's bytes, or the descriptor of a file too large for
+        one request.
         """
-        if expected is not None and self._holds(name, sha256):
-            self.note(name, str(self._head(name)["ETag"]))
+        if expected is not None and self._has_sha256(name, sha256):
+            self.record_version(name, str(self._head(name)["ETag"]))
             return
-        for _ in range(_RACES):
+        for _ in range(_MAX_COMMIT_ATTEMPTS):
             condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-            if self._plain.is_set():
+            if self._no_conditional_writes.is_set():
                 condition = {}
-                if self._now(name) not in (None, expected):
-                    self._settle(name, sha256, size)
+                if self._current_etag(name) not in (None, expected):
+                    self._accept_identical(name, sha256, size)
                     return
-            exceptions = _botocore_exceptions()
             try:
                 if isinstance(content, int):
                     etag = self._multipart(name, content, size, sha256, condition)
                 else:
-                    body = content()
-                    etag = self._ask(
-                        name, "put_object", Key=self.prefix + name, Body=body,
-                        ChecksumSHA256=_checksum(body, sha256), Metadata=_about(sha256),
-                        ContentType=_kind(name), **condition,
-                    )["ETag"]  # fmt: skip
-            except (StoreError, MissingObject) as error:
-                cause = error.__cause__
-                code = _code(cause) if isinstance(cause, exceptions.ClientError) else ""
+                    etag = self._put(name, content(), sha256, condition)
+            except StoreError as error:
+                code = _code(error.__cause__)
                 if code == "NotImplemented" and condition:
-                    self._plain.set()
-                elif code in _CHANGED or (code in _MISSING and expected is not None):
-                    # A request that was answered, but whose answer was lost, finds its own object here too.
-                    if self._now(name) is not None:
-                        self._settle(name, sha256, size)
+                    self._no_conditional_writes.set()
+                elif code in _PRECONDITION_FAILED or (code in _NOT_FOUND and expected is not None):
+                    # The stored object may be our own, if the response to a first attempt was lost.
+                    if self._current_etag(name) is not None:
+                        self._accept_identical(name, sha256, size)
                         return
                     expected = None
-                elif code not in _RACING:
+                elif code not in _CONCURRENT_WRITE:
                     raise
                 continue
-            self.note(name, etag)
+            self.record_version(name, etag)
             return
-        raise Conflict(f"{self.describe(name)}: other writers come in between again and again")
+        raise Conflict(
+            f"{self.describe(name)}: {_MAX_COMMIT_ATTEMPTS} attempts to write it failed because other "
+            "processes write it at the same time"
+        )
 
-    def _now(self, name: str) -> str | None:
+    def _current_etag(self, name: str) -> str | None:
         try:
             return str(self._head(name)["ETag"])
         except MissingObject:
             return None
 
-    def _settle(self, name: str, sha256: str, size: int) -> None:
-        """Another writer's object is there: fine if it is the same. Raises Conflict."""
+    def _accept_identical(self, name: str, sha256: str, size: int) -> None:
+        """Accept the object that another writer has committed; raises Conflict if its bytes differ."""
         head = self._head(name)
         with _S3Stream(self, name, head["ContentLength"], head["ETag"]) as stream:
-            theirs = digest_of(cast("IO[bytes]", stream), sha256)
-        if theirs != sha256:
-            writer = head.get("Metadata", {}).get("writer", "a process that is not known")
+            stored = file_digest(cast("IO[bytes]", stream), sha256)
+        if stored != sha256:
+            writer = head.get("Metadata", {}).get("writer", "an unknown process")
             raise conflict(
                 self.describe(name),
-                told(theirs, head["ContentLength"], writer, head["LastModified"].timestamp()),
-                told(sha256, size, this_writer()),
+                describe_version(stored, head["ContentLength"], writer, head["LastModified"].timestamp()),
+                describe_version(sha256, size, this_process()),
             )
-        self.note(name, head["ETag"])
+        self.record_version(name, head["ETag"])
+
+    def _put(self, name: str, body: bytes, sha256: str, condition: Mapping[str, str]) -> str:
+        """Upload an object in one request and return its ETag."""
+        response = self._request(
+            name, "put_object", Key=self.prefix + name, Body=body, ChecksumSHA256=_checksum(body, sha256),
+            Metadata=_metadata(sha256), ContentType=_media_type(name), **condition,
+        )  # fmt: skip
+        return str(response["ETag"])
 
     def _multipart(self, name: str, file: int, size: int, sha256: str, condition: Mapping[str, str]) -> str:
+        """Upload a file in parts and return the object's ETag."""
         key = self.prefix + name
-        length = max(PART_BYTES, -(-size // _MOST_PARTS))
-        with _noted(self._place(), key) as note:
-            upload = self._ask(
-                name, "create_multipart_upload", Key=key, Metadata=_about(sha256), ChecksumAlgorithm="SHA256",
-                ContentType=_kind(name),
+        part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
+        with _upload_record(self._bucket_url(), key) as record_upload:
+            upload = self._request(
+                name, "create_multipart_upload", Key=key, Metadata=_metadata(sha256),
+                ChecksumAlgorithm="SHA256", ContentType=_media_type(name),
             )["UploadId"]  # fmt: skip
-            note(upload)
+            record_upload(upload)
 
-            def send(number: int) -> dict[str, Any]:
-                data = os.pread(file, length, (number - 1) * length)
+            def upload_part(number: int) -> dict[str, Any]:
+                data = os.pread(file, part_bytes, (number - 1) * part_bytes)
                 checksum = _checksum(data)
-                part = self._ask(
+                part = self._request(
                     name, "upload_part", Key=key, UploadId=upload, PartNumber=number, Body=data,
                     ChecksumSHA256=checksum,
                 )  # fmt: skip
-                # Only a server that knows checksums takes them back.
-                known = {"ChecksumSHA256": checksum} if "ChecksumSHA256" in part else {}
-                return {"PartNumber": number, "ETag": part["ETag"], **known}
+                # A server that does not return checksums does not accept them on completion either.
+                checksums = {"ChecksumSHA256": checksum} if "ChecksumSHA256" in part else {}
+                return {"PartNumber": number, "ETag": part["ETag"], **checksums}
 
             try:
-                pool = ThreadPoolExecutor(_SENDERS)
+                pool = ThreadPoolExecutor(_UPLOAD_THREADS)
                 try:
-                    parts = list(pool.map(send, range(1, -(-size // length) + 1)))
+                    parts = list(pool.map(upload_part, range(1, -(-size // part_bytes) + 1)))
                 finally:
                     pool.shutdown(cancel_futures=True)
-                return str(
-                    self._ask(
-                        name, "complete_multipart_upload", Key=key, UploadId=upload,
-                        MultipartUpload={"Parts": parts}, **condition,
-                    )["ETag"]
+                response = self._request(
+                    name, "complete_multipart_upload", Key=key, UploadId=upload,
+                    MultipartUpload={"Parts": parts}, **condition,
                 )  # fmt: skip
+                return str(response["ETag"])
             except BaseException as error:
-                if "NoSuchUpload" in str(error) and self._holds(name, sha256):
-                    # The upload was completed, and the answer that said so was lost.
+                if "NoSuchUpload" in str(error) and self._has_sha256(name, sha256):
+                    # The upload was completed but the response was lost.
                     return str(self._head(name)["ETag"])
                 with suppress(Exception):
                     self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
                 raise
 
-    def _holds(self, name: str, sha256: str) -> bool:
+    def _has_sha256(self, name: str, sha256: str) -> bool:
+        """Return whether the stored object's metadata has this digest."""
         try:
             return bool(self._head(name).get("Metadata", {}).get("sha256") == sha256)
         except StoreError:
             return False
 
-    def _sweep(self, prefix: str) -> None:
-        """Abort multipart uploads whose writer is dead."""
-        for key, upload in _dead_uploads(self._place(), self.prefix + prefix):
+    def _abort_dead_uploads(self, prefix: str) -> None:
+        """Abort multipart uploads of dead processes; those of other machines after a day."""
+        for key, upload in _dead_uploads(self._bucket_url(), self.prefix + prefix):
             with suppress(StoreError):
-                self._ask(prefix, "abort_multipart_upload", Key=key, UploadId=upload)
+                self._request(prefix, "abort_multipart_upload", Key=key, UploadId=upload)
         try:
-            uploads = self._ask(prefix, "list_multipart_uploads", Prefix=self.prefix + prefix)
+            uploads = self._request(prefix, "list_multipart_uploads", Prefix=self.prefix + prefix)
         except StoreError:
-            return  # a key that may write need not be allowed to list these
+            return  # an access key that may write does not need permission to list uploads
         now = datetime.now(timezone.utc)
         for upload in uploads.get("Uploads", []):
             if (now - upload["Initiated"]).total_seconds() > ABANDONED_S:
                 with suppress(StoreError):
-                    self._ask(
+                    self._request(
                         prefix, "abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"]
                     )
 
-    def _place(self) -> str:
+    def _bucket_url(self) -> str:
         return f"{self._client.meta.endpoint_url}/{self.bucket}"
 
     def _head(self, name: str) -> dict[str, Any]:
         check_name(name)
         try:
-            return self._ask(name, "head_object", Key=self.prefix + name)
+            return self._request(name, "head_object", Key=self.prefix + name)
         except MissingObject:
-            # A missing bucket answers the same.
-            self._find_bucket()
+            # The response for a missing bucket is the same.
+            self._require_bucket()
             raise
 
-    def _find_bucket(self) -> None:
-        if not self._found.is_set():
+    def _require_bucket(self) -> None:
+        """Raise StoreError if the bucket does not exist."""
+        if not self._bucket_exists.is_set():
             try:
-                self._ask("", "head_bucket")
+                self._request("", "head_bucket")
             except MissingObject as error:
                 raise self._no_bucket() from error
-            self._found.set()
+            self._bucket_exists.set()
 
     @contextmanager
-    def _on_this_machine(self, name: str) -> Iterator[None]:
-        """Faults of the disk where objects wait, as StoreError."""
+    def _local_disk_errors(self, name: str) -> Iterator[None]:
+        """Raise StoreError for errors of the disk that holds temporary files."""
         try:
             yield
         except OSError as error:
             if error.errno not in MACHINE_FAULTS:
                 raise
             raise StoreError(
-                f"{self.describe(name)}: {error.strerror}: it passes through {tempfile.gettempdir()}, and "
-                "TMPDIR names another folder for that"
+                f"{self.describe(name)}: {error.strerror} in {tempfile.gettempdir()}, where its temporary "
+                "file is; set TMPDIR to use another folder"
             ) from error
 
     def _no_bucket(self) -> StoreError:
         return StoreError(
-            f"s3://{self.bucket}: there is no such bucket at {self._client.meta.endpoint_url}; create it, or "
-            "name another store"
+            f"s3://{self.bucket}: there is no such bucket at {self._client.meta.endpoint_url}; create it or "
+            "use another store"
         )
 
-    def _ask(self, name: str, operation: str, **arguments: Any) -> dict[str, Any]:
-        """One request, repeated while what is wrong may pass. Raises MissingObject, StoreError."""
+    def _request(self, name: str, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and retry it after transient errors. Raises MissingObject, StoreError."""
         exceptions = _botocore_exceptions()
-        ends, pause = time.monotonic() + self.patience_s, 0.5
+        deadline, delay_s = time.monotonic() + self.retry_s, 0.5
         while True:
             try:
-                answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self.bucket, **arguments)
-                self._answered.set()
-                return answer
+                response: dict[str, Any] = getattr(self._client, operation)(Bucket=self.bucket, **arguments)
+                self._server_responded.set()
+                return response
             except (exceptions.ClientError, exceptions.HTTPClientError) as error:
-                if not self._is_retryable(error) or time.monotonic() > ends:
-                    with self._clear_errors(name):
+                if not self._is_retryable(error) or time.monotonic() > deadline:
+                    with self._store_errors(name):
                         raise
             except exceptions.BotoCoreError:
-                with self._clear_errors(name):
+                with self._store_errors(name):
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, 8.0)
+            time.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(2 * delay_s, 8.0)
 
     def _is_retryable(self, error: Exception) -> bool:
         if not isinstance(error, _botocore_exceptions().ClientError):
-            return self._answered.is_set()
-        self._answered.set()
+            return self._server_responded.is_set()
+        self._server_responded.set()
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return (status >= 500 and status != 501) or _code(error) in _PASSING
+        return (status >= 500 and status != 501) or _code(error) in _RETRYABLE
 
     @contextmanager
-    def _clear_errors(self, name: str) -> Iterator[None]:
+    def _store_errors(self, name: str) -> Iterator[None]:
+        """Raise MissingObject or StoreError for botocore's exceptions."""
         exceptions = _botocore_exceptions()
         try:
             yield
@@ -419,13 +431,13 @@ class S3Store(RunView):
             code = _code(error)
             if code == "NoSuchBucket":
                 raise self._no_bucket() from error
-            if code in _MISSING:
+            if code in _NOT_FOUND:
                 raise MissingObject(f"{self.describe(name)}: no such object") from error
             hint = ""
-            if code in _NOT_ALLOWED:
+            if code in _ACCESS_DENIED:
                 hint = (
-                    "; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be a key that may read, write and "
-                    "list there"
+                    "; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY need permission to read, write and list "
+                    "objects there"
                 )
             raise StoreError(f"{self.describe(name)}: {error}{hint}") from error
         except exceptions.BotoCoreError as error:
@@ -433,9 +445,9 @@ class S3Store(RunView):
 
 
 class _S3Stream(io.RawIOBase):
-    """An object read in order, asked for again from where it stopped when the connection is cut."""
+    """An object for sequential reading that resumes with a new request when the connection breaks."""
 
-    tries = 4
+    attempts = 4
 
     def __init__(self, store: S3Store, name: str, size: int, etag: str) -> None:
         super().__init__()
@@ -449,7 +461,7 @@ class _S3Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), self._size - self._position)
         failure: Exception | None = None
-        for _ in range(self.tries if wanted else 0):
+        for _ in range(self.attempts if wanted else 0):
             try:
                 if self._body is None:
                     self._body = self._store.get_range(self._name, self._position, self._etag)
@@ -460,83 +472,89 @@ class _S3Stream(io.RawIOBase):
                 buffer[: len(data)] = data
                 self._position += len(data)
                 return len(data)
-            self._drop()
+            self._close_body()
         if wanted:
             raise StoreError(
-                f"{self._store.describe(self._name)}: the connection broke {self.tries} times at byte "
-                f"{self._position} of {self._size}: {failure or 'the server ended the answer early'}"
+                f"{self._store.describe(self._name)}: the connection broke {self.attempts} times at byte "
+                f"{self._position} of {self._size}: {failure or 'the server ended the response early'}"
             )
         return 0
 
     def close(self) -> None:
-        self._drop()
+        self._close_body()
         super().close()
 
-    def _drop(self) -> None:
+    def _close_body(self) -> None:
         if self._body is not None:
             self._body.close()
             self._body = None
 
 
 def _checksum(data: bytes, digest: str = MEMBERS) -> str:
-    """SHA-256 as S3 has it. Where `digest` is just that, it is of the bytes as they were made."""
+    """Return the SHA-256 of `data` in base64, as S3 expects it.
+
+    A plain `digest` of the data is used as it is, so that the server also detects damage since it was
+    computed; a members digest is not the SHA-256 of the data.
+    """
     plain = hashlib.sha256(data).digest() if digest.startswith(MEMBERS) else bytes.fromhex(digest)
     return base64.b64encode(plain).decode()
 
 
-def _about(sha256: str) -> dict[str, str]:
-    return {"sha256": sha256, "writer": this_writer()}
+def _metadata(sha256: str) -> dict[str, str]:
+    return {"sha256": sha256, "writer": this_process()}
 
 
-def _kind(name: str) -> str:
-    """The media type of an object: a browser shows a page from a bucket only if it is told that it is one."""
+def _media_type(name: str) -> str:
+    """Return the media type of an object, which a browser needs to show a page from a bucket."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+def _code(error: BaseException | None) -> str:
+    """Return the S3 error code of botocore's ClientError, "" for any other exception."""
+    is_response = isinstance(error, _botocore_exceptions().ClientError)
+    return str(cast("Any", error).response.get("Error", {}).get("Code", "")) if is_response else ""
 
 
-def _notes_folder() -> Path:
+def _uploads_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"bananagrams-uploads-{os.getuid()}"
 
 
 @contextmanager
-def _noted(place: str, key: str) -> Iterator[Any]:
-    """A function that notes an upload's id in a file, which is locked while this process lives."""
-    _notes_folder().mkdir(mode=0o700, exist_ok=True)
-    number, path = tempfile.mkstemp(".json", dir=_notes_folder())
-    with os.fdopen(number, "w", encoding="utf-8") as file:
+def _upload_record(bucket_url: str, key: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that records an upload's id in a file; this process locks the file while it lives."""
+    _uploads_folder().mkdir(mode=0o700, exist_ok=True)
+    descriptor, path = tempfile.mkstemp(".json", dir=_uploads_folder())
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
-        def note(upload: str) -> None:
-            json.dump({"place": place, "key": key, "upload": upload}, file)
+        def record_upload(upload: str) -> None:
+            json.dump({"place": bucket_url, "key": key, "upload": upload}, file)
             file.flush()
 
         try:
-            yield note
+            yield record_upload
         finally:
             Path(path).unlink(missing_ok=True)
 
 
-def _dead_uploads(place: str, prefix: str) -> Iterator[tuple[str, str]]:
-    """(key, upload id) of the uploads of processes of this machine that are no more."""
-    for path in _notes_folder().glob("*.json"):
+def _dead_uploads(bucket_url: str, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield (key, upload id) of the uploads of dead processes of this machine."""
+    for path in _uploads_folder().glob("*.json"):
         with suppress(OSError), path.open("r+", encoding="utf-8") as file:
             if not lock_if_free(file.fileno()):
                 continue
             try:
-                note = json.load(file)
+                record = json.load(file)
             except ValueError:
-                path.unlink()  # its process died before it had an upload to note
+                path.unlink()  # the process died before it started the upload
                 continue
-            if note["place"] == place and note["key"].startswith(prefix):
-                yield note["key"], note["upload"]
+            if record["place"] == bucket_url and record["key"].startswith(prefix):
+                yield record["key"], record["upload"]
                 path.unlink()
 
 
 def _botocore_exceptions() -> ModuleType:
-    # boto3 takes a third of a second to import: paid only where a store is on S3.
+    # Importing boto3 takes a third of a second, so it is imported only for a store on S3.
     import botocore.exceptions
 
     return cast("ModuleType", botocore.exceptions)
@@ -549,4 +567,4 @@ def _s3_client() -> Any:
     try:
         return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
     except _botocore_exceptions().BotoCoreError as error:
-        raise StoreError(f"S3 cannot be used: {error}") from error
+        raise StoreError(f"the S3 client cannot be created: {error}") from error

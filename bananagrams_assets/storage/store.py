@@ -1,20 +1,22 @@
-"""The store: named objects in a folder or an S3 bucket, each visible only once it is complete.
+"""The store interface: named objects in a folder or an S3 bucket, each visible only when complete.
 
-Names are relative, with `/` between folders. An object being written is invisible until its writer
-leaves the `with` block without an exception.
+Names are relative, with `/` between folders. An object that is being written becomes visible when its
+writer leaves the `with` block without an exception.
 
-Two writers of one name do happen: a process that outlived its run works beside that run's retry. So a
-commit is **create-or-same**. A writer may put its object in the place of what it has seen there: of
-what was there when it began (`create`), or when its whole run began (`for_run`), be it nothing. Where
-something else stands there by now, the same bytes are fine and are left as they are, and other bytes
-are a Conflict that names both. So a rebuild replaces what is stale, which it has seen, while a writer
-that was overtaken cannot undo what came after it. A name that was deleted meanwhile is written. What has
-these bytes already is never touched.
+Two processes can write the same name: for example a process that outlived its run, and the retry of that
+run. A commit is therefore **create-or-same**:
 
-- A folder: comparing and renaming happen under a lock of the folder (flock; a file system that has no
-  such lock leaves a gap of microseconds between the two).
-- S3: a conditional request, If-Match on the ETag seen or If-None-Match. A server that does not know
-  these is asked just before, which leaves a gap of one request.
+- A writer may replace the version of the object (or its absence) that existed when the write began
+  (`create`) or when the run began (`for_run`). A rebuild thus replaces a stale object.
+- If another writer has committed since then, identical bytes are accepted and left as they are; different
+  bytes raise Conflict, whose message describes both objects. A late writer thus cannot undo newer work.
+- If the object has been deleted since then, it is written.
+- An object that already has these bytes is never rewritten.
+
+A folder compares and renames under a lock of the folder (flock; on a file system without locks a gap of
+microseconds between the two remains). S3 uses conditional requests: If-Match with the expected ETag, or
+If-None-Match. For a server without them the store checks just before it writes, which leaves a gap of one
+request.
 """
 
 from __future__ import annotations
@@ -22,13 +24,12 @@ from __future__ import annotations
 import copy
 import errno
 import fcntl
-import hashlib
 import io
 import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,146 +37,154 @@ from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast
 
 from ..errors import BananagramsError
 from .digests import digest_like
+from .public_access import PublicAccess
 
 TEMPORARY = ".tmp-"
 MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 HOST = re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname()) or "localhost"
 ABANDONED_S = 24 * 3600.0
-"""When what another machine has left unfinished counts as left by the dead; of this machine it is known."""
+"""Age at which another machine's unfinished objects count as abandoned. On this machine locks decide."""
 _BLOCK = 2**20
 
 
 class StoreError(BananagramsError, RuntimeError):
-    """The store cannot do what was asked; the message names the place and the reason in one line."""
+    """A store operation failed; the message gives the object and the reason in one line."""
 
 
 class MissingObject(StoreError, LookupError):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class DamagedObject(StoreError):
-    """An object's bytes are not those that were written."""
+    """An object's bytes differ from those that were written."""
 
 
 class Conflict(StoreError):
-    """Another writer has put other bytes under the same name; the message tells of both."""
+    """Another writer has committed different bytes under the same name; the message describes both."""
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """An object in the store: its length in bytes, and its SHA-256 in hex or its digest of `members` (see
-    `digests`)."""
+    """An object's length in bytes, and its SHA-256 in hex or its members digest (see `digests`)."""
 
     bytes: int
     sha256: str
 
 
 class Store(Protocol):
-    """Named objects. Every method raises StoreError for a bad name or a store that cannot be reached."""
+    """Named objects. Every method raises StoreError for an invalid name or an unreachable store."""
 
     url: str
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file for writing: `name` appears on a clean exit; on an exception nothing does.
+        """Open a file for writing that becomes the object on a clean exit, and nothing on an exception.
 
-        Raises Conflict on exit where another writer was quicker and wrote other bytes.
+        Raises Conflict on exit if another writer has committed different bytes.
         """
 
     def write(self, name: str, data: bytes) -> None:
         """Create `name` with this content. Raises Conflict."""
 
     def adopt(self, name: str, path: Path, info: FileInfo) -> None:
-        """Create `name` with the content of a file of this machine, which nobody may change any more.
+        """Create `name` with the content of a local file, which must not change afterwards.
 
-        A folder on the same file system takes the file itself, under a second name. Raises Conflict.
+        A folder on the same file system makes a hard link to the file. Raises Conflict.
         """
 
     def read(self, name: str) -> bytes:
-        """The whole object. Raises MissingObject, DamagedObject."""
+        """Return the object's content. Raises MissingObject, DamagedObject."""
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """The object as a stream for sequential reading in bounded memory. Raises MissingObject.
+        """Open the object for sequential reading in bounded memory. Raises MissingObject.
 
-        Where its digest is known, the read that comes to its end raises DamagedObject if it is another.
+        If its digest is known, the read that reaches the end raises DamagedObject for a different digest.
         """
 
     def exists(self, name: str) -> bool:
-        """Whether a complete object of this name is there."""
+        """Return whether a complete object of this name exists."""
 
     def size(self, name: str) -> int:
-        """Length in bytes. Raises MissingObject."""
+        """Return the length in bytes. Raises MissingObject."""
 
     def list(self, prefix: str) -> list[str]:
-        """Names that begin with `prefix`, sorted."""
+        """Return the names that begin with `prefix`, sorted."""
 
     def delete(self, name: str) -> None:
-        """Remove the object; a missing one is no error."""
+        """Delete the object if it exists."""
 
     def local_path(self, name: str) -> AbstractContextManager[Path]:
-        """A file on this machine with the object's content. Raises MissingObject, DamagedObject."""
+        """Provide a local file with the object's content. Raises MissingObject, DamagedObject."""
 
     def describe(self, name: str) -> str:
-        """The full path or URL, for people."""
+        """Return the full path or URL, for messages."""
 
     def for_run(self, prefixes: Sequence[str], digests: Mapping[str, str]) -> Store:
-        """This store for one run that writes under `prefixes` and knows the digests of what it reads.
+        """Return this store for one run, which writes under `prefixes` and verifies `digests` (by name).
 
-        What it may replace under `prefixes` is what is there now. What dead runs left there unfinished is
-        removed; what live ones write is not touched.
+        The run may replace the object versions that exist now under `prefixes`. Unfinished objects of dead
+        processes under `prefixes` are deleted; those of live processes are kept.
         """
 
-    def who_can_read(self) -> tuple[bool, Sequence[str]]:
-        """Whether anybody at all can read what is written here, and what was found out about that."""
+    def public_access(self) -> PublicAccess:
+        """Check whether objects in this store can be read without credentials."""
 
 
 def check_name(name: str) -> str:
-    """`name` itself if it stays inside a store; raises StoreError otherwise."""
+    """Return `name` if it cannot leave the store's root; otherwise raise StoreError."""
     parts = name.split("/")
     if any(part in ("", ".", "..") or part.startswith(TEMPORARY) for part in parts):
-        raise StoreError(f"{name!r} is not a name in a store: no absolute, empty, `.` or `..` parts")
+        raise StoreError(f"{name!r} is not a valid object name: it has an absolute, empty, `.` or `..` part")
     if "\\" in name or not name.isprintable():
-        raise StoreError(f"{name!r} is not a name in a store: no backslashes or control characters")
+        raise StoreError(f"{name!r} is not a valid object name: it has a backslash or a control character")
     return name
 
 
-SomeStore = TypeVar("SomeStore", bound="RunView")
+_Store = TypeVar("_Store", bound="RunState")
 
 
-class RunView:
-    """What one run has seen of a store when it began, and which digests it relies on; nothing by default."""
+class RunState:
+    """The part of a store that is specific to a run; by default no run.
 
-    _seen: dict[str, str] | None = None
+    `_versions` holds, for objects under `_prefixes`, the versions that the run may replace, by name.
+    `_digests` holds the expected digests of objects that the run reads, by name.
+    """
+
+    _versions: dict[str, str] | None = None
     _prefixes: tuple[str, ...] = ()
     _digests: Mapping[str, str] = {}
 
-    def seen_by(
-        self: SomeStore, prefixes: Sequence[str], seen: dict[str, str], digests: Mapping[str, str]
-    ) -> SomeStore:
-        view = copy.copy(self)
-        view._seen, view._prefixes, view._digests = seen, tuple(prefixes), dict(digests)
-        return view
+    def with_run_state(
+        self: _Store, prefixes: Sequence[str], versions: dict[str, str], digests: Mapping[str, str]
+    ) -> _Store:
+        """Return a copy of the store with this state."""
+        store = copy.copy(self)
+        store._versions, store._prefixes, store._digests = versions, tuple(prefixes), dict(digests)
+        return store
 
-    def is_tracked(self, name: str) -> bool:
-        return self._seen is not None and name.startswith(self._prefixes)
+    def expected_version(self, name: str, current: Callable[[], str | None]) -> str | None:
+        """Return the version that a writer may replace, None for no object; outside a run the current one."""
+        if self._versions is not None and name.startswith(self._prefixes):
+            return self._versions.get(name)
+        return current()
 
-    def note(self, name: str, version: str | None) -> None:
-        """What this run itself has written it may replace."""
-        if self._seen is not None and self.is_tracked(name):
+    def record_version(self, name: str, version: str | None) -> None:
+        """Allow the run to replace the version that it has just written; None after a deletion."""
+        if self._versions is not None and name.startswith(self._prefixes):
             if version is None:
-                self._seen.pop(name, None)
+                self._versions.pop(name, None)
             else:
-                self._seen[name] = version
+                self._versions[name] = version
 
 
-def checked(file: IO[bytes], digest: str, place: str) -> BinaryIO:
-    """`file` for sequential reading; at its end DamagedObject is raised if its digest is another."""
-    return cast(BinaryIO, io.BufferedReader(_Checked(file, digest, place), buffer_size=_BLOCK))
+def verifying_reader(file: IO[bytes], digest: str, name: str) -> BinaryIO:
+    """Return `file` for sequential reading; its end raises DamagedObject if its digest is not `digest`."""
+    return cast(BinaryIO, io.BufferedReader(_VerifyingFile(file, digest, name), buffer_size=_BLOCK))
 
 
-class _Checked(io.RawIOBase):
-    def __init__(self, file: IO[bytes], digest: str, place: str) -> None:
+class _VerifyingFile(io.RawIOBase):
+    def __init__(self, file: IO[bytes], digest: str, name: str) -> None:
         super().__init__()
-        self._file, self._expected, self._place = file, digest, place
+        self._file, self._expected, self._name = file, digest, name
         self._digest = digest_like(digest)
 
     def readable(self) -> bool:
@@ -186,44 +195,38 @@ class _Checked(io.RawIOBase):
         if data:
             buffer[: len(data)] = data
             self._digest.update(data)
-        elif len(buffer) and (found := self._digest.hexdigest()) != self._expected:
+        elif len(buffer) and (actual := self._digest.hexdigest()) != self._expected:
             raise DamagedObject(
-                f"{self._place}: its bytes are not those that were written: their SHA-256 is {found}, it was "
-                f"{self._expected}; `bananagrams verify` says what is broken; delete it and build again"
+                f"{self._name}: its bytes are not those that were written: SHA-256 is {actual}, expected "
+                f"{self._expected}; run `bananagrams verify` to find the damage, then delete the object and "
+                "build again"
             )
         return len(data)
 
 
-def this_writer() -> str:
-    """This process, for people who look for it."""
+def this_process() -> str:
+    """Return host name and process id, for messages."""
     return f"{HOST} process {os.getpid()}"
 
 
-def conflict(place: str, theirs: str, ours: str) -> Conflict:
+def conflict(name: str, stored: str, rejected: str) -> Conflict:
+    """Return the exception for two writers' objects, both described by `describe_version`."""
     return Conflict(
-        f"{place}: two runs wrote different bytes. There: {theirs}. Not stored: {ours}. One of them "
-        "outlived its run, or works from other inputs: end it, and build this partition again"
+        f"{name}: two runs wrote different bytes. Stored: {stored}. Not stored: {rejected}. One of them "
+        "outlived its run or has different inputs: end it and build this partition again"
     )
 
 
-def told(sha256: str, size: int, writer: str, seconds: float | None = None) -> str:
-    """One of two writers' objects, for the message of a Conflict."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-    return f"{size:,} bytes of SHA-256 {sha256}, by {writer} at {when}"
-
-
-def sha256_of(file: IO[bytes]) -> str:
-    """SHA-256 in hex of all that is left to read."""
-    digest = hashlib.sha256()
-    while block := file.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
+def describe_version(sha256: str, size: int, writer: str, seconds: float | None = None) -> str:
+    """Describe one version of an object; `seconds` is its Unix time, by default now."""
+    time_text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    return f"{size:,} bytes with SHA-256 {sha256}, written by {writer} at {time_text}"
 
 
 def lock_if_free(file: int) -> bool:
-    """Lock an open file for this process's life; False where another process holds it.
+    """Lock an open file until it is closed; return False if another process holds the lock.
 
-    True as well where the file system knows no locks.
+    Return True on a file system without locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The parquet tables of the store: their columns, and how they are written and read."""
+"""Columns of the store's parquet tables, and functions to write and read them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from .files import hashing_writer
+from .hashed_files import hashing_writer
 from .store import FileInfo, Store
 
-MANIFEST = {
+MANIFEST_COLUMNS = {
     "key": str,
     "kind": str,
     "turn": int,
@@ -32,8 +32,8 @@ MANIFEST = {
     "rotation": int,
     "input_candidates": list[str],
 }
-REJECTS = {"manifest": str, "line": int, "reason": str, "output_image": str}
-PAIRS = {
+REJECTS_COLUMNS = {"manifest": str, "line": int, "reason": str, "output_image": str}
+PAIRS_COLUMNS = {
     "key": str,
     "status": str,
     "reason": str,
@@ -54,7 +54,7 @@ PAIRS = {
     "edited_height": int,
     "candidates": str,
 }
-ALIGNED = {
+ALIGNED_COLUMNS = {
     "key": str,
     "accepted": bool,
     "reason": str,
@@ -71,7 +71,7 @@ ALIGNED = {
     "edited_width": int,
     "edited_height": int,
 }
-MASKS = {
+MASKS_COLUMNS = {
     "key": str,
     "verdict": str,
     "is_global": bool,
@@ -81,7 +81,7 @@ MASKS = {
     "noise": float,
     "reason": str,
 }
-SHARDS = {
+SHARDS_COLUMNS = {
     "key": str,
     "status": str,
     "stage": str,
@@ -100,10 +100,10 @@ SHARDS = {
     "sha256": list[str],
 }
 
-RENAMED = {"may_pass": "retryable", "origins": "candidates"}
-"""Column names of tables that earlier versions wrote, and the names that readers see."""
+RENAMED_COLUMNS = {"may_pass": "retryable", "origins": "candidates"}
+"""Column names in tables of earlier versions → names that `read_table` returns."""
 
-_BATCH = 4096
+_BATCH_ROWS = 4096
 
 
 def write_table(
@@ -111,17 +111,17 @@ def write_table(
     name: str,
     columns: Mapping[str, type],
     rows: Iterable[Mapping[str, Any]],
-    notes: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> FileInfo:
-    """Write rows, in the order given, as parquet; what a row lacks is null.
+    """Write rows in the given order as parquet; a missing value is null.
 
     `list` columns hold lists of float64, `list[str]` and `list[int]` columns lists of strings and integers.
-    `notes` are kept with the schema, see `read_notes`.
+    `metadata` is stored in the parquet schema; `read_metadata` returns it.
     """
     remaining = iter(rows)
-    batches = iter(lambda: list(islice(remaining, _BATCH)), [])
+    batches = iter(lambda: list(islice(remaining, _BATCH_ROWS)), [])
     columnar = ({column: [row.get(column) for row in batch] for column in columns} for batch in batches)
-    return write_columns(store, name, columns, columnar, notes)
+    return write_columns(store, name, columns, columnar, metadata)
 
 
 def write_columns(
@@ -129,9 +129,9 @@ def write_columns(
     name: str,
     columns: Mapping[str, type],
     batches: Iterable[Mapping[str, Sequence[Any]]],
-    notes: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> FileInfo:
-    """As `write_table`, of batches of rows that are given by column."""
+    """Do the same as `write_table` for batches of rows, each a mapping of column names to values."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -144,7 +144,8 @@ def write_columns(
         list[str]: pa.list_(pa.string()),
         list[int]: pa.list_(pa.int64()),
     }
-    schema = pa.schema([pa.field(column, types[kind]) for column, kind in columns.items()], dict(notes or {}))
+    fields = [pa.field(column, types[kind]) for column, kind in columns.items()]
+    schema = pa.schema(fields, dict(metadata or {}))
     with (
         hashing_writer(store, name) as file,
         pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, compression="zstd") as writer,
@@ -155,34 +156,34 @@ def write_columns(
 
 
 def read_table(store: Store, name: str) -> list[dict[str, Any]]:
-    """All rows of a shard's table. Raises MissingObject."""
+    """Return all rows of a table. Raises MissingObject."""
     import pyarrow.parquet as pq
 
     with store.local_path(name) as path:
         table = pq.read_table(path)
-    columns = [RENAMED.get(column, column) for column in table.column_names]
+    columns = [RENAMED_COLUMNS.get(column, column) for column in table.column_names]
     rows: list[dict[str, Any]] = table.rename_columns(columns).to_pylist()
     return rows
 
 
-def read_notes(store: Store, name: str) -> dict[str, str]:
-    """The notes of a table. Raises MissingObject."""
+def read_metadata(store: Store, name: str) -> dict[str, str]:
+    """Return the metadata of a table. Raises MissingObject."""
     import pyarrow.parquet as pq
 
     with store.local_path(name) as path:
-        notes = pq.read_schema(path).metadata or {}
-    return {key.decode(): value.decode() for key, value in notes.items()}
+        metadata = pq.read_schema(path).metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
 def by_key(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rows by their `key`."""
+    """Return the rows as a mapping from their `key`."""
     return {row["key"]: row for row in rows}
 
 
 def reason_class(reason: str) -> str:
-    """What kind of reason this is, to count by: the words before its particulars (`: …`).
+    """Return the class of a reason, to count by: the text before its particulars (`: …`).
 
-    Which of the two pictures it is about (`input: `, `edited: `) is no particular.
+    The prefix `input: ` or `edited: ` belongs to the class.
     """
     part, separator, rest = reason.partition(": ")
     if part in ("input", "edited") and separator:

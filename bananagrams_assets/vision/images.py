@@ -1,8 +1,8 @@
-"""Pictures to and from bytes.
+"""Decode, encode and resize images.
 
-In memory a picture is uint8 RGB (H, W, 3), C-contiguous, upright. Ordinary JPEG goes through OpenCV,
-which is a third faster; everything else goes through Pillow. Which of the two reads a file depends on
-its bytes alone, and both give the same orientation.
+A decoded image is uint8 RGB (H, W, 3), C-contiguous and upright. OpenCV decodes ordinary JPEG, a third
+faster than Pillow, which decodes all other files. The choice depends only on the bytes of the file, and both
+decoders give the same orientation.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ from ..errors import BananagramsError
 RGB: TypeAlias = NDArray[np.uint8]
 """(H, W, 3)"""
 Mask: TypeAlias = NDArray[np.bool_]
-"""(H, W), True where edited or known"""
+"""(H, W), True for edited or valid pixels"""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""What is read. Pillow knows many more formats, which few pictures on the web use."""
+"""Accepted formats. Pillow supports many more, but few images on the web use them."""
 _READERS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Avif")
 
-
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-"""What files of these formats are called."""
+"""File name suffixes of these formats."""
 
 
 class ImageError(BananagramsError, ValueError):
-    """Bytes that give no usable picture; the message says what is wrong with them."""
+    """Bytes that do not decode to a usable image. The message states the fault."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a picture's header says: its format, and its size in px once it stands upright."""
+    """Format and upright size in px, from an image's header."""
 
     format: str
     width: int
@@ -49,7 +48,7 @@ class Probe:
 
 
 def probe(data: bytes, max_pixels: int) -> Probe:
-    """Read the header alone. Raises PictureError for what is no picture or has more than `max_pixels`."""
+    """Read only the header. Raises ImageError if it is invalid or declares more than `max_pixels` pixels."""
     image = _open(data, max_pixels)
     width, height = image.size
     if _orientation(image) >= 5:
@@ -58,10 +57,11 @@ def probe(data: bytes, max_pixels: int) -> Probe:
 
 
 def decode(data: bytes, max_pixels: int) -> RGB:
-    """The upright picture as uint8 RGB (H, W, 3): alpha over white, 16 bits to 8, the first frame of many.
+    """Decode an image to upright uint8 RGB (H, W, 3).
 
-    Raises PictureError for what is no picture, is broken or truncated, or has more than `max_pixels`
-    by its header, before any pixel is decoded. Colour profiles are not applied.
+    Alpha is composited over white, 16-bit levels become 8-bit, and only the first frame of an animation is
+    decoded. Colour profiles are not applied. Raises ImageError if the bytes are not an image, are broken or
+    truncated, or if the header declares more than `max_pixels` pixels (before any pixel is decoded).
     """
     image = _open(data, max_pixels)
     orientation = _orientation(image)
@@ -72,12 +72,12 @@ def decode(data: bytes, max_pixels: int) -> RGB:
 
 
 def encode_jpeg(rgb: RGB, quality: int) -> bytes:
-    """JPEG bytes, `quality` 1..100."""
+    """Encode as JPEG with `quality` 1..100."""
     return _encode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
 def encode_png_mask(mask: Mask, one_bit: bool) -> bytes:
-    """A single-channel PNG of a bool (H, W) mask: one bit a pixel, or eight with 0 and 255."""
+    """Encode a bool (H, W) mask as a single-channel PNG with 1 bit per pixel, or 8 bits (0 and 255)."""
     if not one_bit:
         return _encode(".png", mask.astype(np.uint8) * 255, [])
     file = io.BytesIO()
@@ -86,36 +86,36 @@ def encode_png_mask(mask: Mask, one_bit: bool) -> bytes:
 
 
 def decode_mask(data: bytes) -> Mask:
-    """The bool (H, W) mask of a PNG of any depth: True from mid-grey up. Raises PictureError."""
+    """Decode a PNG of any depth to a bool (H, W) mask, True from level 128. Raises ImageError."""
     grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if grey is None:
-        raise ImageError(f"not a mask: {_beginning(data)}")
+        raise ImageError(f"not a mask: {_describe_start(data)}")
     return np.asarray(grey >= 128)
 
 
 def fit(rgb: RGB, largest_side_px: int) -> RGB:
-    """The picture with its longest side at most `largest_side_px`, averaged over areas; never enlarged."""
+    """Shrink an image to a longest side of at most `largest_side_px` by area averaging; never enlarge it."""
     width, height = fitted_size((rgb.shape[1], rgb.shape[0]), largest_side_px)
     return rgb if (height, width) == rgb.shape[:2] else resize(rgb, (width, height))
 
 
 def fitted_size(size: tuple[int, int], largest_side_px: int) -> tuple[int, int]:
-    """(width, height) shrunk to a longest side of at most `largest_side_px`, each at least 1."""
+    """Return (width, height) shrunk to a longest side of at most `largest_side_px`, each at least 1."""
     scale = min(1.0, largest_side_px / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """The picture at (width, height): averaged over areas where it shrinks, bilinear where it grows."""
+    """Resize to (width, height): area averaging if neither side grows, else bilinear interpolation."""
     shrinks = size[0] <= image.shape[1] and size[1] <= image.shape[0]
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """The lazily opened picture, its size checked.
+    """Open an image lazily and check its size.
 
-    Pillow's own limit on pixels is a global of the process that warns first; opening through the
-    format's reader leaves that alone and makes `max_pixels` the only limit.
+    Pillow's own pixel limit is process-wide and warns before it raises. Opening through the format's reader
+    bypasses it, so `max_pixels` is the only limit.
     """
     _register_readers()
     for name in FORMATS:
@@ -126,8 +126,8 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
             image = factory(io.BytesIO(data), "")
         except MemoryError:
             raise
-        except Exception as error:  # readers raise every kind of error over bytes they do not expect
-            raise ImageError(f"broken {name}: {_words(error)}") from error
+        except Exception as error:  # readers raise many error types for malformed bytes
+            raise ImageError(f"broken {name}: {_one_line(error)}") from error
         width, height = image.size
         if width < 1 or height < 1:
             raise ImageError(f"broken {name}: its size is {width} x {height}")
@@ -136,38 +136,38 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
                 f"too large: {width} x {height} is {width * height:,} pixels, the limit is {max_pixels:,}"
             )
         return image
-    raise ImageError(f"not a picture: {_beginning(data)}")
+    raise ImageError(f"not a picture: {_describe_start(data)}")
 
 
 @cache
 def _register_readers() -> None:
-    """Load Pillow's readers of FORMATS. All that it has, as by `Image.init`, takes twice as long."""
+    """Load Pillow's readers of FORMATS. `Image.init`, which loads all readers, takes twice as long."""
     for name in _READERS:
-        # A Pillow that was built without a format's library may lack its reader.
+        # Pillow lacks the reader if it was built without the format's library.
         with suppress(ImportError):
             import_module(f"PIL.{name}ImagePlugin")
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF orientation 1..8 from the header; 1 where there is none or it makes no sense.
+    """Return the EXIF orientation 1..8 from the header; 1 if it is missing or invalid.
 
-    Pillow turns TIFF upright itself. For PNG its own `getexif` would decode the pixels in search of a
-    late chunk, which the format forbids (PNG third edition, 5.6: eXIf stands before IDAT).
+    Pillow rotates TIFF itself. `PngImageFile.getexif` would decode the pixels to find an eXIf chunk after
+    IDAT, which the format forbids (PNG third edition, 5.6), so the base class's method is called.
     """
     if image.format == "TIFF":
         return 1
     try:
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken EXIF block is no reason to lose the picture
+    except Exception:  # a broken EXIF block must not reject the image
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _decode_jpeg(image: ImageFile.ImageFile, data: bytes) -> RGB | None:
-    """Unturned RGB of an ordinary JPEG; None where Pillow has to judge.
+    """Decode an ordinary JPEG with OpenCV, without rotation; return None if Pillow must decode it.
 
-    OpenCV fills what a truncated file lacks with grey and says nothing, so only files with their end
-    marker are read here.
+    OpenCV silently fills the missing part of a truncated file with grey, so it decodes only files that have
+    an end marker.
     """
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
@@ -180,7 +180,7 @@ def _decode_jpeg(image: ImageFile.ImageFile, data: bytes) -> RGB | None:
 
 
 def _scan_start(data: bytes) -> int:
-    """Where a JPEG's first scan begins: an end marker before it belongs to an embedded thumbnail."""
+    """Return the offset of a JPEG's first scan. An end marker before it belongs to an embedded thumbnail."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
@@ -188,14 +188,14 @@ def _scan_start(data: bytes) -> int:
 
 
 def _decode_any(image: ImageFile.ImageFile) -> RGB:
-    """Unturned RGB of anything Pillow reads."""
+    """Decode any format with Pillow, without rotation."""
     try:
         image.load()
         if image.mode.startswith("I;16"):
             grey = np.asarray(image).astype(np.uint32)
             return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
         if image.mode in ("I", "F"):
-            raise ImageError(f"{image.format} with 32-bit samples: their white is not known")
+            raise ImageError(f"{image.format} with 32-bit samples: the level of white is unknown")
         if image.has_transparency_data:
             layer = image.convert("RGBA")
             white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -203,8 +203,8 @@ def _decode_any(image: ImageFile.ImageFile) -> RGB:
         return np.asarray(image.convert("RGB"))
     except (MemoryError, ImageError):
         raise
-    except Exception as error:  # decoders raise every kind of error over bytes they do not expect
-        raise ImageError(f"broken {image.format}: {_words(error)}") from error
+    except Exception as error:  # decoders raise many error types for malformed bytes
+        raise ImageError(f"broken {image.format}: {_one_line(error)}") from error
 
 
 def _upright(rgb: RGB, orientation: int) -> RGB:
@@ -219,13 +219,13 @@ def _upright(rgb: RGB, orientation: int) -> RGB:
 
 
 def _encode(extension: str, image: Any, parameters: list[int]) -> bytes:
-    done, buffer = cv2.imencode(extension, image, parameters)
-    if not done:
-        raise ImageError(f"cannot be written as {extension[1:]}: array of shape {image.shape}")
+    encoded, buffer = cv2.imencode(extension, image, parameters)
+    if not encoded:
+        raise ImageError(f"cannot encode an array of shape {image.shape} as {extension[1:]}")
     return buffer.tobytes()
 
 
-def _beginning(data: bytes) -> str:
+def _describe_start(data: bytes) -> str:
     if not data:
         return "the file is empty"
     text = data[:15].decode("utf-8", errors="replace").strip()
@@ -234,5 +234,5 @@ def _beginning(data: bytes) -> str:
     return f"starts with {text!r}"
 
 
-def _words(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Pictures to judge masks by eye."""
+"""Draw masks and differences for visual inspection."""
 
 from __future__ import annotations
 
@@ -17,55 +17,57 @@ GAP_PX = 4
 LABEL_PX = 16
 LINE_PX = 17
 BACKGROUND = (24, 26, 30)
-INK = (232, 234, 238)
-FAINT = (150, 156, 166)
-TINT = (255, 45, 110)
-BRIGHTEST_DE = 40.0
+TEXT_COLOR = (232, 234, 238)
+FAINT_COLOR = (150, 156, 166)
+MASK_COLOR = (255, 45, 110)
+HEAT_MAP_MAX_DE = 40.0
 """dE drawn in the brightest colour of the heat map."""
-MAX_PATH = 6000
-"""Characters of an outline on a page of hundreds."""
+MAX_PATH_CHARACTERS = 6000
+"""Length limit of an outline; a page has hundreds of them."""
 
 
 def heat_map(difference: NDArray[np.float32]) -> RGB:
-    """dE (H, W) as colours (H, W, 3), black at 0, brightest from BRIGHTEST_DE on."""
-    scaled = np.clip(difference * (255 / BRIGHTEST_DE), 0, 255).astype(np.uint8)
+    """Colour dE (H, W) as (H, W, 3): black at 0, brightest from HEAT_MAP_MAX_DE."""
+    scaled = np.clip(difference * (255 / HEAT_MAP_MAX_DE), 0, 255).astype(np.uint8)
     return np.asarray(
         cv2.cvtColor(cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB), np.uint8
     )
 
 
-def outline(mask: Mask, size: tuple[int, int]) -> str:
-    """The mask (H, W), brought to (width, height), as SVG path data of its outlines, holes included.
+def outline_path(mask: Mask, size: tuple[int, int]) -> str:
+    """Return the outlines of a mask (H, W), holes included, as SVG path data at (width, height).
 
-    Its detail is lowered until it fits MAX_PATH characters (Douglas and Peucker 1973). "" of an empty mask.
+    They are simplified until they fit MAX_PATH_CHARACTERS (Douglas and Peucker 1973). An empty mask gives "".
     """
     if (mask.shape[1], mask.shape[0]) != size:
         mask = resize(mask.astype(np.float32), size) >= 0.5
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     tolerance_px = 0.5
     while True:
-        simple = [cv2.approxPolyDP(contour, tolerance_px, True)[:, 0] for contour in contours]
+        polygons = [cv2.approxPolyDP(contour, tolerance_px, True)[:, 0] for contour in contours]
         path = "".join(
             "M" + "L".join(f"{x + 0.5:g} {y + 0.5:g}" for x, y in points.tolist()) + "Z"
-            for points in simple
+            for points in polygons
             if len(points) > 2
         )
-        if len(path) <= MAX_PATH:
+        if len(path) <= MAX_PATH_CHARACTERS:
             return path
         tolerance_px *= 1.5
 
 
-def strip(before: RGB, aligned_after: RGB, difference: NDArray[np.float32], mask: Mask, tile_px: int) -> RGB:
-    """Four labelled panels in a row: before, after as aligned, the difference as a heat map, the mask.
+def panel_strip(
+    before: RGB, aligned_after: RGB, difference: NDArray[np.float32], mask: Mask, tile_px: int
+) -> RGB:
+    """Draw four labelled panels in a row: before, aligned after, difference as a heat map, and mask.
 
-    All four are of the input's size (H, W). The result is uint8 RGB, 4 tile_px + 3 GAP_PX wide and
-    LABEL_PX higher than the input is with its longest side fitted to `tile_px`.
+    All inputs have the size (H, W) of the input. The result is uint8 RGB, 4 tile_px + 3 GAP_PX wide and
+    LABEL_PX higher than the input with its longest side fitted to `tile_px`.
     """
     panels = [
         _tile(before, tile_px),
         _tile(aligned_after, tile_px),
         _tile(heat_map(difference), tile_px),
-        _tile(tinted(before, mask, tile_px), tile_px),
+        _tile(mask_overlay(before, mask, tile_px), tile_px),
     ]
     canvas = _canvas(4 * tile_px + 3 * GAP_PX, panels[0].shape[0] + LABEL_PX)
     for i, panel in enumerate(panels):
@@ -73,27 +75,27 @@ def strip(before: RGB, aligned_after: RGB, difference: NDArray[np.float32], mask
         canvas[LABEL_PX:, left : left + tile_px] = panel
     drawing = Image.fromarray(canvas)
     for i, label in enumerate(PANELS):
-        ImageDraw.Draw(drawing).text((i * (tile_px + GAP_PX) + 2, 1), label, fill=FAINT, font=_font(11))
+        ImageDraw.Draw(drawing).text((i * (tile_px + GAP_PX) + 2, 1), label, fill=FAINT_COLOR, font=_font(11))
     return np.asarray(drawing)
 
 
-def tinted(image: RGB, mask: Mask, largest_side_px: int) -> RGB:
-    """The picture, fitted, with the mask as a tint and its outline as a line."""
+def mask_overlay(image: RGB, mask: Mask, largest_side_px: int) -> RGB:
+    """Draw the mask over the fitted image, as a tint with its outline as a line."""
     small = fit(image, largest_side_px)
     height, width = small.shape[:2]
-    share = resize(mask.astype(np.float32), (width, height))[..., None]
-    drawn = small * (1 - 0.4 * share) + np.array(TINT, np.float32) * (0.4 * share)
-    inside = (share[..., 0] > 0.25).astype(np.uint8)
+    coverage = resize(mask.astype(np.float32), (width, height))[..., None]
+    drawn = small * (1 - 0.4 * coverage) + np.array(MASK_COLOR, np.float32) * (0.4 * coverage)
+    inside = (coverage[..., 0] > 0.25).astype(np.uint8)
     outline = inside - cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=0)
-    drawn[outline > 0] = TINT
+    drawn[outline > 0] = MASK_COLOR
     return np.asarray(np.clip(drawn, 0, 255), np.uint8)
 
 
-def sheet(strips: Sequence[RGB], captions: Sequence[Sequence[str]]) -> RGB:
-    """A contact sheet: strips below one another, each under its caption.
+def contact_sheet(strips: Sequence[RGB], captions: Sequence[Sequence[str]]) -> RGB:
+    """Stack strips vertically, each under its caption.
 
-    A caption is lines of text, the first (the instruction) bright, the others faint; a line that is wider
-    than the strip is shortened. Raises ValueError for no strips or captions of another number.
+    A caption is a list of lines: the first (the instruction) is bright, the others are faint. Lines wider
+    than the sheet are truncated. Raises ValueError without strips or if the numbers differ.
     """
     if not strips or len(strips) != len(captions):
         raise ValueError(f"{len(strips)} strips and {len(captions)} captions: one for each is needed")
@@ -113,14 +115,16 @@ def sheet(strips: Sequence[RGB], captions: Sequence[Sequence[str]]) -> RGB:
     top = GAP_PX
     for caption, height in zip(captions, heights, strict=True):
         for i, line in enumerate(caption):
-            text = shortened(line, width, 13)
-            draw.text((GAP_PX + 2, top + i * LINE_PX), text, fill=FAINT if i else INK, font=_font(13))
+            text = truncate_text(line, width, 13)
+            draw.text(
+                (GAP_PX + 2, top + i * LINE_PX), text, fill=FAINT_COLOR if i else TEXT_COLOR, font=_font(13)
+            )
         top += height
     return np.asarray(drawing)
 
 
-def shortened(text: str, width_px: int, font_px: int) -> str:
-    """One line of text, cut with an ellipsis where it would be wider than `width_px`."""
+def truncate_text(text: str, width_px: int, font_px: int) -> str:
+    """Join the words of a text to one line and truncate it with an ellipsis at `width_px`."""
     text = " ".join(text.split())
     font = _font(font_px)
     if font.getlength(text) <= width_px:
@@ -133,9 +137,9 @@ def shortened(text: str, width_px: int, font_px: int) -> str:
 
 
 def preview_jpeg(rgb: RGB, max_bytes: int) -> bytes:
-    """A JPEG of at most `max_bytes`: smaller and coarser until it fits.
+    """Encode a JPEG of at most `max_bytes`; reduce quality and size until it fits.
 
-    Raises ValueError where not even a thumbnail of 16 px fits.
+    Raises ValueError if not even a thumbnail of 16 px fits.
     """
     side = max(rgb.shape[:2])
     while side >= 16:
@@ -147,12 +151,12 @@ def preview_jpeg(rgb: RGB, max_bytes: int) -> bytes:
         side = int(side * 0.8)
     data = encode_jpeg(fit(rgb, 16), 40)
     if len(data) > max_bytes:
-        raise ValueError(f"no preview fits {max_bytes} bytes; the least takes {len(data)}")
+        raise ValueError(f"no preview fits {max_bytes} bytes; the smallest takes {len(data)}")
     return data
 
 
 def _tile(image: RGB, tile_px: int) -> RGB:
-    """The picture, fitted, in the middle of a panel `tile_px` wide."""
+    """Centre the fitted image in a panel `tile_px` wide."""
     small = fit(image, tile_px)
     tile = _canvas(tile_px, small.shape[0])
     left = (tile_px - small.shape[1]) // 2

@@ -1,7 +1,7 @@
-"""Pages of overlays: single HTML files that work from a file, from S3 and behind any server.
+"""Overlay pages: single HTML files that work from a disk, from S3 and behind any server.
 
-They bring style, script and data along, link relatively and ask for nothing from elsewhere. All that people
-wrote goes in as JSON and reaches the page as text, never as markup.
+Each page contains its style, script and data, has only relative links and loads nothing from other sites.
+Text from the manifest is embedded as JSON and reaches the page as text, never as markup.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .overlay import BRIGHTEST_DE
+from .overlay import HEAT_MAP_MAX_DE
 
 TEMPLATES = Path(__file__).parent
-LEAST = 12
-"""Samples that a shard's summary brings to the page over all shards."""
+SUMMARY_SAMPLES = 12
+"""Number of a shard's samples on the page over all shards."""
 
 REJECTED = "rejected"
-"""The `mask` of a record that gave none."""
+"""The `mask` of a record without a mask."""
 
 
 @dataclass(frozen=True)
 class PageRow:
     """One sample on the page.
 
-    `picture`: link to its panels, relative to the page, or "" where there is none; `panels` says how many
-    stand side by side in it: before; after as aligned; difference. `width`, `height`: of one panel in px.
-    `outline`: the mask as SVG path data in a panel's pixels. `mask`: local, global, nothing or rejected, and
-    then `reason` says why. `confidence`, `area`: 0..1. `source`: where the photograph is from.
+    `image`: link to its panels, relative to the page; "" if there is none. `panels`: the number of panels
+    side by side in it: before, aligned after, difference. `width`, `height`: size of one panel in px.
+    `outline`: the mask as SVG path data in a panel's pixels. `mask`: local, global, nothing or rejected; for
+    the last, `reason` states why. `confidence`, `area`: 0..1. `source`: attribution or URL of the photo.
     """
 
     key: str
@@ -51,54 +51,47 @@ class PageRow:
 
 
 def render_page(title: str, name: str, rows: Sequence[PageRow], contents: str | None = None) -> str:
-    """The page of one shard as HTML: its samples in the given order, to filter, step through and judge.
+    """Render the page of one shard as HTML: its samples in the given order, to filter, view and label.
 
-    `name` is what verdicts are kept under in the browser, `contents` a relative link to the page over all.
+    The browser stores labels under `name`. `contents`: relative link to the page over all shards.
     """
-    return _render(
-        "page.html", title=title, name=name, contents=contents, rows=[asdict(row) for row in rows],
-        brightest=round(BRIGHTEST_DE),
-    )  # fmt: skip
+    return render_template(
+        TEMPLATES / "page.html",
+        title=title,
+        name=name,
+        contents=contents,
+        rows=[_row_content(row) for row in rows],
+        brightest=round(HEAT_MAP_MAX_DE),
+    )
 
 
 def render_contents(title: str, names: Sequence[str]) -> str:
-    """The page over all shards as HTML, beside their folders `names`; a shard without a page is told of.
+    """Render the page over all shards as HTML, to be stored beside their folders `names`.
 
-    It depends on the names alone: each shard's figures come from the `summary.js` in its own folder, so
-    that no build of one shard has to know of the others.
+    It depends only on the names: each shard's figures are in the `summary.js` of its own folder, so that
+    building one shard needs no other shard. The page counts shards without a summary.
     """
-    return _render("contents.html", title=title, names=list(names))
+    return render_template(TEMPLATES / "contents.html", title=title, names=list(names))
 
 
 def render_summary(name: str, split: str, figures: Mapping[str, Any], rows: Sequence[PageRow]) -> str:
-    """`summary.js` of a shard: its figures and its first masks, as `render_contents` reads them."""
-    least = [asdict(row) for row in rows if row.image and row.mask != REJECTED][:LEAST]
-    content = {"name": name, "split": split, "samples": len(rows), **figures, "least": least}
+    """Render `summary.js` of a shard, which the page over all shards reads: its figures and first masks."""
+    first = [_row_content(row) for row in rows if row.image and row.mask != REJECTED][:SUMMARY_SAMPLES]
+    content = {"name": name, "split": split, "samples": len(rows), **figures, "least": first}
     return f"bananagrams({json.dumps(content)});\n"
 
 
-@dataclass(frozen=True)
-class ScoredPair:
-    """One pair with a true mask on the page of scores. `picture`, `truth_picture`: links or data URIs of the
-    strip and of the true mask over the input. `facts`: what is said below, name → text."""
-
-    name: str
-    text: str
-    image: str
-    truth_image: str
-    facts: Mapping[str, str]
+def _row_content(row: PageRow) -> dict[str, Any]:
+    """Return a row as JSON content; stored summaries have the image's link under `picture`."""
+    return {"picture" if name == "image" else name: value for name, value in asdict(row).items()}
 
 
-def render_scores(title: str, summary: Mapping[str, Any], rows: Sequence[ScoredPair]) -> str:
-    """Tables of `data.mask_evaluation.summarise_scores` and a card for each row, as one HTML file."""
-    return _render("scores.html", title=title, summary=summary, rows=rows)
-
-
-def _render(template: str, **content: Any) -> str:
+def render_template(path: Path, **content: Any) -> str:
+    """Render a Jinja template that may include files of its own folder; values are escaped as HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(path.parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template(template).render(**content)
+    return environment.get_template(path.name).render(**content)

@@ -1,7 +1,8 @@
-"""Pairs whose homography is known exactly, made from photographs, for `align_benchmark`.
+"""Make pairs with exactly known homographies from photos, for `align_benchmark`.
 
-The editor is the sample's (`bananagrams_assets.sample.editor`): another size, a small move, other tones and
-texture. Crops, zooms and extensions are made around it, so the truth stays a product of known matrices.
+The editor is that of the sample (`bananagrams_assets.sample.editor`): another size, a small movement, changed
+tone and texture. Crops, zooms and extensions are applied around it, so the truth is a product of known
+matrices.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import cv2
 import numpy as np
 
 from bananagrams_assets.sample import editor, filters
-from bananagrams_assets.sample.edits import make_edit
+from bananagrams_assets.sample.drawn_edits import make_drawn_edit
 from bananagrams_assets.sample.photos import folder_photos, packaged_photos, read_photo
-from bananagrams_assets.sample.visible import Invisible
-from bananagrams_assets.vision.geometry import Floats, Size, resizing
+from bananagrams_assets.sample.visibility import Invisible
+from bananagrams_assets.vision.geometry import Floats, image_size, resize_homography
 from bananagrams_assets.vision.images import RGB, decode, encode_jpeg, resize
 
 LOCAL = ("add", "remove", "replace", "recolor", "region material", "add text", "region scene", "keep object")
 GLOBAL = ("tone", "vintage", "lighting", "season", "weather", "sketch")
 GRAIN = 1.5
-"""Standard deviation of the noise put over an enlarged photograph, which has no detail of its own there."""
+"""Standard deviation of the noise added to an enlarged photo, which lacks fine detail."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """One made pair; `truth` maps edited px to input px, None where the pictures have nothing in common."""
+class MadePair:
+    """One made pair; `truth` maps edited px to input px, None for unrelated images."""
 
     kind: str
     strength: float
@@ -40,28 +41,28 @@ class Made:
 
 
 def photos(half: str, folder: Path | None = None) -> list[Path]:
-    """The photographs of `folder` by name, those of `even` or `odd` place; without it the packaged ones."""
+    """Return the photos of `folder` (default: the packaged ones) at `even` or `odd` positions, by name."""
     photos = folder_photos(folder, lambda message: None) if folder else packaged_photos()
     return [photo.path for photo in photos][half == "odd" :: 2]
 
 
 def pairs(
     paths: Sequence[Path], number: int, side_px: int, plan: Mapping[str, Sequence[float]]
-) -> Iterator[Made]:
-    """Photograph `number` with a longest side of `side_px`, as a pair of each kind and strength of `plan`.
+) -> Iterator[MadePair]:
+    """Make a pair of each kind and strength of `plan` from photo `number`, with longest side `side_px`.
 
-    The same arguments give the same pairs. Another photograph, far from it in the list, is what large
-    edits and mismatched pairs show.
+    The same arguments give the same pairs. Large edits and mismatched pairs show another photo, far from it
+    in the list.
     """
-    away = (number + len(paths) // 2) % len(paths)
-    image, other = (_at_side(read_photo(paths[index]), side_px) for index in (number, away))
+    other_number = (number + len(paths) // 2) % len(paths)
+    image, other = (_at_side(read_photo(paths[index]), side_px) for index in (number, other_number))
     for kind, strengths in plan.items():
         for strength in strengths:
             rng = np.random.default_rng([number, sorted(KINDS).index(kind), round(10 * strength)])
             before, after, truth = KINDS[kind](image, other, strength, rng)
-            before, after = (decode(encode_jpeg(shown, 92), shown.size) for shown in (before, after))
+            before, after = (decode(encode_jpeg(rgb, 92), rgb.size) for rgb in (before, after))
             model = kind.split()[0] if kind.endswith(" model") else "homography"
-            yield Made(kind, strength, before, after, truth, model)
+            yield MadePair(kind, strength, before, after, truth, model)
 
 
 def _at_side(image: RGB, side_px: int) -> RGB:
@@ -71,10 +72,10 @@ def _at_side(image: RGB, side_px: int) -> RGB:
         return resize(image, size)
     large = cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4).astype(np.float32)
     grain = np.random.default_rng(0).standard_normal(large.shape, dtype=np.float32)
-    return _bytes(large + GRAIN * grain)
+    return _to_uint8(large + GRAIN * grain)
 
 
-def _bytes(image: Any) -> RGB:
+def _to_uint8(image: Any) -> RGB:
     return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)
 
 
@@ -82,12 +83,8 @@ def _shift(x: float, y: float) -> Floats:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
-def _size(image: RGB) -> Size:
-    return image.shape[1], image.shape[0]
-
-
 def _window(image: RGB, share: float, rng: np.random.Generator) -> tuple[RGB, Floats]:
-    """A crop with both sides `share` of the picture's, and its homography (crop px → picture px)."""
+    """Return a crop with both sides `share` of the image's, and its homography (crop px → image px)."""
     height, width = image.shape[:2]
     w, h = max(1, round(width * share)), max(1, round(height * share))
     x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
@@ -104,9 +101,9 @@ def _untouched(image: RGB, other: RGB, strength: float, rng: np.random.Generator
 
 def _edited(families: Sequence[str]) -> Maker:
     def make(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-        for _ in range(30):  # some edits cannot be seen on some photographs
+        for _ in range(30):  # some edits are invisible on some photos
             try:
-                edit = make_edit(str(rng.choice(families)), image, rng)
+                edit = make_drawn_edit(str(rng.choice(families)), image, rng)
             except Invisible:
                 continue
             return edit.before, *editor.reencode(edit.after, strength, rng)
@@ -115,8 +112,8 @@ def _edited(families: Sequence[str]) -> Maker:
     return make
 
 
-def _partly(image: RGB, other: RGB, low: float, high: float, rng: np.random.Generator) -> RGB:
-    """A share low..high replaced by another photograph: a half-plane, a box, or all but a disc."""
+def _replace_part(image: RGB, other: RGB, low: float, high: float, rng: np.random.Generator) -> RGB:
+    """Replace a share low..high by another photo: a half-plane, a box, or all but a disc."""
     share = rng.uniform(low, high)
     height, width = image.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
@@ -134,7 +131,7 @@ def _partly(image: RGB, other: RGB, low: float, high: float, rng: np.random.Gene
 
 def _large(low: float, high: float) -> Maker:
     def make(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-        return image, *editor.reencode(_partly(image, other, low, high, rng), strength, rng)
+        return image, *editor.reencode(_replace_part(image, other, low, high, rng), strength, rng)
 
     return make
 
@@ -146,11 +143,11 @@ def _crop(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> 
 
 
 def _zoom(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-    """Zoomed by up to 1.5, with the edit of a part, to the input's size."""
-    part, shift = _window(_partly(image, other, 0.1, 0.2, rng), 1 / rng.uniform(1.1, 1.5), rng)
-    size = _size(image)
+    """Edit a part, then zoom by up to 1.5 at the input's size."""
+    part, shift = _window(_replace_part(image, other, 0.1, 0.2, rng), 1 / rng.uniform(1.1, 1.5), rng)
+    size = image_size(image)
     after, homography = editor.reencode(resize(part, size), strength, rng)
-    return image, after, shift @ resizing(size, _size(part)) @ homography
+    return image, after, shift @ resize_homography(size, image_size(part)) @ homography
 
 
 def _outpaint(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
@@ -171,7 +168,7 @@ def _grey(image: RGB, rng: np.random.Generator) -> RGB:
 
 
 def _noisy(image: RGB, rng: np.random.Generator) -> RGB:
-    return _bytes(image + rng.uniform(10, 30) * rng.standard_normal(image.shape, dtype=np.float32))
+    return _to_uint8(image + rng.uniform(10, 30) * rng.standard_normal(image.shape, dtype=np.float32))
 
 
 def _blocky(image: RGB, rng: np.random.Generator) -> RGB:
@@ -187,23 +184,23 @@ def _night(image: RGB, rng: np.random.Generator) -> RGB:
 
 
 def _drawn(image: RGB, rng: np.random.Generator) -> RGB:
-    """A style that the sample does not have: edges of a posterised picture in arbitrary colours."""
+    """Apply a style that the sample does not have: a posterised image in arbitrary colours."""
     smooth = cv2.bilateralFilter(image, 9, 70, 9)
     levels = rng.permutation(np.linspace(30, 225, 6))
     colours = np.stack([np.roll(levels, k)[smooth[..., k] // 43] for k in range(3)], axis=2)
-    return _bytes(0.6 * colours + 0.4 * smooth)
+    return _to_uint8(0.6 * colours + 0.4 * smooth)
 
 
 def _smooth(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-    """Hardly any texture: the photograph out of focus, with a touch of grain."""
+    """Blur the photo so that it has little texture, and add grain."""
     blurred = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.004, 0.015) * max(image.shape)).astype(np.float32)
-    soft = _bytes(128 + rng.uniform(0.3, 1) * (blurred - 128) + rng.standard_normal(image.shape))
+    soft = _to_uint8(128 + rng.uniform(0.3, 1) * (blurred - 128) + rng.standard_normal(image.shape))
     return soft, *editor.reencode(soft, strength, rng)
 
 
 def _hard(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-    """Cropped to 55-75 %, 20-60 % replaced, and in half of the cases in another style: all at once."""
-    changed = _partly(image, other, 0.2, 0.6, rng)
+    """Crop to 55-75 %, replace 20-60 % and, in half of the cases, stylise."""
+    changed = _replace_part(image, other, 0.2, 0.6, rng)
     if rng.random() < 0.5:
         style = rng.choice(["pencil sketch", "cartoon", "comic drawing"])
         changed = filters.STYLES[str(style)](changed, rng)
@@ -218,7 +215,7 @@ def _mismatched(image: RGB, other: RGB, strength: float, rng: np.random.Generato
 
 
 def _strip(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-    """A panorama of ten to one."""
+    """Cut a panorama of ten to one."""
     height, width = image.shape[:2]
     tall = max(8, width // 10)
     top = int(rng.integers(max(1, height - tall)))
@@ -227,23 +224,23 @@ def _strip(image: RGB, other: RGB, strength: float, rng: np.random.Generator) ->
 
 
 def _model(name: str) -> Maker:
-    """Geometry of exactly one model, then another tone and grain."""
+    """Apply the geometry of exactly one model, then change tone and add grain."""
 
     def make(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> Pair:
-        width, height = _size(image)
+        width, height = image_size(image)
         size = round(width * rng.uniform(0.85, 1.2) / 8) * 8, round(height * rng.uniform(0.85, 1.2) / 8) * 8
-        move = np.eye(3)
+        transform = np.eye(3)
         if name != "resize":
             zoom = rng.uniform(0.85, 0.98) * np.array([1, rng.uniform(0.99, 1.01)])
-            move[:2, :2] = np.diag(zoom)
-            move[:2, 2] = rng.uniform(0, 1, 2) * (1 - zoom) * [width, height]
+            transform[:2, :2] = np.diag(zoom)
+            transform[:2, 2] = rng.uniform(0, 1, 2) * (1 - zoom) * [width, height]
         if name in ("affine", "homography"):
             angle = np.deg2rad(rng.choice([-1, 1]) * rng.uniform(0.4, 2))
             turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-            move[:2, :2] = move[:2, :2] @ np.array(turn)
+            transform[:2, :2] = transform[:2, :2] @ np.array(turn)
         if name == "homography":
-            move[2, :2] = rng.choice([-1, 1], 2) * rng.uniform(0.01, 0.04, 2) / max(width, height)
-        truth = move @ resizing(size, (width, height))
+            transform[2, :2] = rng.choice([-1, 1], 2) * rng.uniform(0.01, 0.04, 2) / max(width, height)
+        truth = transform @ resize_homography(size, (width, height))
         truth /= truth[2, 2]
         after = cv2.warpPerspective(
             image,
@@ -253,7 +250,7 @@ def _model(name: str) -> Maker:
             borderMode=cv2.BORDER_REFLECT_101,
         )
         grain = rng.standard_normal(after.shape, dtype=np.float32)
-        return image, _bytes(after * (1 + 0.1 * strength) + 6 * strength * grain), truth
+        return image, _to_uint8(after * (1 + 0.1 * strength) + 6 * strength * grain), truth
 
     return make
 
@@ -283,7 +280,7 @@ KINDS: dict[str, Maker] = {
     "homography model": _model("homography"),
 }
 USUAL = ("untouched", "local", "half", "global", "crop", "zoom", "outpaint")
-"""What an editor hands back for the 35 edit types: the figures of accuracy are of these."""
+"""Typical editor outputs for the 35 edit types. The accuracy figures are of these."""
 
 PLAN: dict[str, Sequence[float]] = {
     **dict.fromkeys(USUAL, (0, 1, 2)),
@@ -291,8 +288,8 @@ PLAN: dict[str, Sequence[float]] = {
     **dict.fromkeys(("most", "hard", "mismatched"), (1, 2)),
     **{kind: (0.5,) for kind in KINDS if kind.endswith(" model")},
 }
-HARD: dict[str, Sequence[float]] = {
+FITTING_PLAN: dict[str, Sequence[float]] = {
     **dict.fromkeys(("most", "hard", "mismatched"), (0.5, 1, 2)),
     **dict.fromkeys(("drawn", "smooth", "half", "global", "outpaint", "local", "zoom"), (1, 2)),
 }
-"""The pairs that the confidence is fitted on: many that fail."""
+"""Pairs for fitting the confidence; many of them fail."""

@@ -1,10 +1,10 @@
-"""How long a cancelled build takes to end, with every process that it has started.
+"""Measure how long a cancelled build takes to end, including all processes it started.
 
 python -m bananagrams_tests.benchmarks.cancel_benchmark [--workers 4] [--rounds 3]
 
-A server on the loopback address holds back a picture of every pair for ever, so that all workers wait when
-the signal comes: SIGTERM, SIGINT to all processes (Ctrl-C in a terminal), SIGKILL. There is no plain
-reference; the exit status is 1 where the slowest takes longer than LIMIT_S.
+A server on the loopback address never completes one image of each pair, so all workers are waiting when the
+signal arrives: SIGTERM, SIGINT to all processes (Ctrl-C in a terminal), or SIGKILL. There is no plain
+reference. The exit status is 1 if the slowest build takes longer than LIMIT_S.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pathlib import Path
 
 from bananagrams_assets.vision.images import encode_jpeg
 
-from ..photos import photograph, record, write_manifest
+from ..photos import make_photo, record, write_manifest
 from ..servers import body, serving, stalled
 
 LIMIT_S = 5.0
-PAIRS_A_WORKER = 8
+PAIRS_PER_WORKER = 8
 
 
 def seconds_to_end(workers: int, signum: signal.Signals) -> float:
-    """From the signal until the last process that the build has started is gone."""
+    """Return the time from the signal until the build's last process has ended."""
     with tempfile.TemporaryDirectory() as name, serving() as server:
-        folder, photo, records = Path(name), encode_jpeg(photograph(0), 95), []
-        held = [f"/nb/{number}.png" for number in range(PAIRS_A_WORKER * workers)]
-        for number, path in enumerate(held):
+        folder, photo, records = Path(name), encode_jpeg(make_photo(0), 95), []
+        stalled_paths = [f"/nb/{number}.png" for number in range(PAIRS_PER_WORKER * workers)]
+        for number, path in enumerate(stalled_paths):
             server.answers[f"/{number}.jpg"] = body(photo)
             server.answers[path] = stalled
             url = f"{server.url}/{number}.jpg"
@@ -49,30 +49,30 @@ def seconds_to_end(workers: int, signum: signal.Signals) -> float:
             *(word for setting in settings for word in ("--set", setting)),
         ]  # fmt: skip
         (folder / "home").mkdir()
-        # Dagster's pool would let four shards fetch at once.
-        settings_of_instance = f"concurrency: {{pools: {{granularity: op, default_limit: {workers}}}}}\n"
-        (folder / "home/dagster.yaml").write_text(settings_of_instance)
+        # By default, Dagster's pool lets four shards fetch at once.
+        instance_settings = f"concurrency: {{pools: {{granularity: op, default_limit: {workers}}}}}\n"
+        (folder / "home/dagster.yaml").write_text(instance_settings)
         environment = {
             **os.environ, "DAGSTER_HOME": str(folder / "home"), "BANANAGRAMS_ALLOW_HOSTS": "127.0.0.1"
         }  # fmt: skip
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
-        while not all(server.asked[path] for path in held):
+        while not all(server.requests[path] for path in stalled_paths):
             time.sleep(0.05)
             if process.poll() is not None:
                 raise SystemExit(process.communicate()[0].decode())
-        began = time.monotonic()
+        start = time.monotonic()
         if signum == signal.SIGINT:
             os.killpg(process.pid, signum)
         else:
             process.send_signal(signum)
-        process.communicate()  # the pipe is at its end when the last process that holds it is
-        return time.monotonic() - began
+        process.communicate()  # returns when the last process closes the pipe
+        return time.monotonic() - start
 
 
 def main() -> None:
-    """Print the median and the slowest of each signal."""
+    """Print the median and maximum duration of each signal."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,9 +81,9 @@ def main() -> None:
     arguments = parser.parse_args()
     slowest = 0.0
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
-        took = [seconds_to_end(arguments.workers, signum) for _ in range(arguments.rounds)]
-        slowest = max(slowest, *took)
-        print(f"{signum.name}: {statistics.median(took):.1f} s, slowest {max(took):.1f} s", flush=True)
+        seconds = [seconds_to_end(arguments.workers, signum) for _ in range(arguments.rounds)]
+        slowest = max(slowest, *seconds)
+        print(f"{signum.name}: {statistics.median(seconds):.1f} s, slowest {max(seconds):.1f} s", flush=True)
     if slowest > LIMIT_S:
         raise SystemExit(f"a cancelled build took longer than {LIMIT_S:g} s to end")
 

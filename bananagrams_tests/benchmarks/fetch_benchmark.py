@@ -1,14 +1,13 @@
-"""Fetching a shard beside a plain `requests` loop and a bare aiohttp client.
+"""Compare fetching a shard with a plain `requests` loop and a bare aiohttp client.
 
-A server on the loopback address, a process of its own, answers after 20 ms with pictures of real sizes
-under the paths of the public data set. Each client runs in a fresh process, in turn. The bare client and
-the `requests` loop ask with the same concurrency, or one by one, and save each body to a file, as a script
-would. Ours checks and hashes pictures, keeps each one against a kill, and writes shard and table, which are
-on the disk when it ends. Plain scripts end while their bytes are still in the system's cache: so one row is
-the bare client that ends as ours does, with `fsync` of what it wrote, and one is the bare client that
-keeps nothing.
+A server on the loopback address, in its own process, answers after 20 ms with images of realistic sizes
+under the URL paths of the public data set. Each client runs in a fresh process, one after the other. The bare
+client uses the same concurrency, the `requests` loop sends one request at a time, and both save each body to
+a file. This package also checks and hashes images, keeps them if it is killed, and writes shard and table to
+disk. The plain clients end while their bytes are still in the page cache. Therefore one variant of the bare
+client calls `fsync` on its files, as this package does, and another one discards the bodies.
 
-Bodies go to TMPDIR: a folder of a disk, or of memory (/dev/shm) to leave the disk out.
+Bodies go to TMPDIR: a folder on a disk, or in memory (/dev/shm) to exclude the disk.
 
 python -m bananagrams_tests.benchmarks.fetch_benchmark [--pairs 1000] [--concurrency 16] [--rounds 1]
 """
@@ -37,7 +36,7 @@ MODULE = "bananagrams_tests.benchmarks.fetch_benchmark"
 
 
 def make_images(folder: Path) -> None:
-    """A few photographs of about 0.3 MB (JPEG) and edits of about 1.5 MB (PNG)."""
+    """Write photos of about 0.3 MB (JPEG) and edited images of about 1.5 MB (PNG)."""
     import cv2
     import numpy as np
 
@@ -53,7 +52,7 @@ def make_images(folder: Path) -> None:
 
 
 def serve(folder: Path, latency_s: float) -> None:
-    """Answer `/…/<number>.jpg|png` with one of the pictures until the process is ended."""
+    """Answer `/…/<number>.jpg|png` with one of the images until the process is terminated."""
     bodies = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,24 +81,26 @@ def urls(base: str, pairs: int) -> Iterator[tuple[str, str]]:
         yield f"{base}/photos/{number}.jpg", f"{base}/nb/images/positive-edit/{number}.png"
 
 
-def ours(base: str, pairs: int, concurrency: int) -> int:
+def bananagrams(base: str, pairs: int, concurrency: int) -> int:
+    from bananagrams_assets.graph import IMAGE_PAIRS
     from bananagrams_assets.profiles import validate
-    from bananagrams_assets.stages.image_pairs import fetch_pairs
     from bananagrams_assets.storage import paths
     from bananagrams_assets.storage.local import LocalStore
-    from bananagrams_assets.storage.tables import MANIFEST, write_table
+    from bananagrams_assets.storage.tables import MANIFEST_COLUMNS, write_table
+
+    from ..stages.building import call
 
     shard = "train-00000"
     store = LocalStore(Path(os.environ["DAGSTER_HOME"]) / "store")
     records = [
-        {name: 0 if kind is int else "" for name, kind in MANIFEST.items()}
+        {name: 0 if kind is int else "" for name, kind in MANIFEST_COLUMNS.items()}
         | {"key": f"sft-{number:06d}", "input_url": photo, "output_url": edit}
         for number, (photo, edit) in enumerate(urls(base, pairs))
     ]
-    write_table(store, paths.manifest_table(shard), MANIFEST, records)
+    write_table(store, paths.manifest_table(shard), MANIFEST_COLUMNS, records)
     del records
     profile = validate({"fetch": {"concurrency": concurrency}})
-    result = fetch_pairs(store, profile, shard, lambda line: None)
+    result = call(IMAGE_PAIRS, store, profile, shard)
     assert result.stats["ok"] == pairs, result.stats
     return int(result.stats["bytes"])
 
@@ -119,16 +120,16 @@ def bare_client(base: str, pairs: int, concurrency: int, keep: Callable[[str, by
     import aiohttp
 
     async def main() -> int:
-        room = asyncio.Semaphore(concurrency)
+        semaphore = asyncio.Semaphore(concurrency)
         connector = aiohttp.TCPConnector(limit=concurrency)
 
         async def get(session: aiohttp.ClientSession, url: str) -> int:
-            async with room, session.get(url) as response:
+            async with semaphore, session.get(url) as response:
                 return keep(url, await response.read())
 
         async with aiohttp.ClientSession(connector=connector) as session:
-            wanted = (get(session, url) for pair in urls(base, pairs) for url in pair)
-            return sum(await asyncio.gather(*wanted))
+            requests = (get(session, url) for pair in urls(base, pairs) for url in pair)
+            return sum(await asyncio.gather(*requests))
 
     return asyncio.run(main())
 
@@ -146,13 +147,13 @@ def bare_client_in_memory(base: str, pairs: int, concurrency: int) -> int:
 
 
 CLIENTS: dict[str, Callable[[str, int, int], int]] = {
-    "ours": ours, "bare aiohttp": bare_client, "bare aiohttp, fsync": bare_client_on_disk,
-    "bare aiohttp, nothing kept": bare_client_in_memory,
+    "bananagrams": bananagrams, "bare aiohttp": bare_client, "bare aiohttp, fsync": bare_client_on_disk,
+    "bare aiohttp, discarding bodies": bare_client_in_memory,
     "requests loop": requests_loop,
 }  # fmt: skip
 
 MODULES = {
-    "ours": (
+    "bananagrams": (
         "aiohttp",
         "pandas",
         "pyarrow.compute",
@@ -161,14 +162,14 @@ MODULES = {
     ),
     "bare aiohttp": ("aiohttp",),
     "bare aiohttp, fsync": ("aiohttp",),
-    "bare aiohttp, nothing kept": ("aiohttp",),
+    "bare aiohttp, discarding bodies": ("aiohttp",),
     "requests loop": ("requests",),
 }
-"""Imported before the clock starts."""
+"""Modules that each client imports before the measurement."""
 
 
 def run_client(name: str, base: str, pairs: int, concurrency: int) -> None:
-    """In the client's own process: fetch, and print what it took as JSON."""
+    """Fetch all images and print duration, CPU time, bytes and peak memory as JSON."""
     for module in MODULES[name]:
         importlib.import_module(module)
     before = resource.getrusage(resource.RUSAGE_SELF)
@@ -181,28 +182,28 @@ def run_client(name: str, base: str, pairs: int, concurrency: int) -> None:
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process. That of getrusage begins with what its parent had."""
+    """Return the peak resident memory of this process. `getrusage` would include that of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def file_system(folder: Path) -> str:
-    """The type of the file system of a folder, as the system calls it."""
+    """Return the type of a folder's file system as in /proc/mounts."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    return max((len(at), kind) for at, kind in mounts if folder.resolve().is_relative_to(at))[1]
+    return max((len(mount), kind) for mount, kind in mounts if folder.resolve().is_relative_to(mount))[1]
 
 
 def measure(name: str, base: str, pairs: int, concurrency: int) -> dict[str, Any]:
-    """Run a client in a fresh process with a home of its own."""
+    """Run a client in a fresh process with its own DAGSTER_HOME."""
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as home:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", MODULE, "--client", name, "--base", base, "--pairs", str(pairs),
              "--concurrency", str(concurrency)],
             env={**os.environ, "DAGSTER_HOME": home, "BANANAGRAMS_ALLOW_HOSTS": "127.0.0.1"},
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    measured: dict[str, Any] = json.loads(process.stdout)
+    return measured
 
 
 @contextmanager
@@ -210,7 +211,7 @@ def server(latency_s: float) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
         make_images(Path(folder))
         sizes = {path.name: round(path.stat().st_size / 1e6, 2) for path in sorted(Path(folder).iterdir())}
-        print(f"pictures (MB): {sizes}")
+        print(f"images (MB): {sizes}")
         process = subprocess.Popen(
             [sys.executable, "-m", MODULE, "--serve", folder, "--latency", str(latency_s)],
             stdout=subprocess.PIPE, text=True,
@@ -229,36 +230,36 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--latency", type=float, default=0.02)
-    parser.add_argument("--without-requests", action="store_true", help="leave the slow loop out")
+    parser.add_argument("--without-requests", action="store_true", help="omit the slow `requests` loop")
     parser.add_argument("--memory-pairs", type=int, nargs="*", default=[200, 2000])
     for inner in ("--serve", "--client", "--base"):
         parser.add_argument(inner, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.serve:
-        serve(Path(chosen.serve), chosen.latency)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(Path(arguments.serve), arguments.latency)
         return
-    if chosen.client:
-        run_client(chosen.client, chosen.base, chosen.pairs, chosen.concurrency)
+    if arguments.client:
+        run_client(arguments.client, arguments.base, arguments.pairs, arguments.concurrency)
         return
-    names = [name for name in CLIENTS if not (chosen.without_requests and name == "requests loop")]
+    names = [name for name in CLIENTS if not (arguments.without_requests and name == "requests loop")]
     print(f"bodies go to {tempfile.gettempdir()} ({file_system(Path(tempfile.gettempdir()))})")
-    with server(chosen.latency) as base:
+    with server(arguments.latency) as base:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        for _ in range(chosen.rounds):
+        for _ in range(arguments.rounds):
             for name in names:
-                runs[name].append(measure(name, base, chosen.pairs, chosen.concurrency))
-        images = 2 * chosen.pairs
+                runs[name].append(measure(name, base, arguments.pairs, arguments.concurrency))
+        images = 2 * arguments.pairs
         rates = {}
-        for name, found in runs.items():
-            wall = statistics.median(run["wall"] for run in found)
-            cpu = statistics.median(run["cpu"] for run in found)
+        for name, measured in runs.items():
+            wall = statistics.median(run["wall"] for run in measured)
+            cpu = statistics.median(run["cpu"] for run in measured)
             rates[name] = images / wall
-            speed = f"{rates[name]:7.1f} pictures/s  {found[0]['bytes'] / wall / 1e6:7.1f} MB/s"
-            print(f"{name:26} {wall:7.2f} s  {speed}  {1e3 * cpu / images:6.2f} ms CPU a picture")
+            speed = f"{rates[name]:7.1f} images/s  {measured[0]['bytes'] / wall / 1e6:7.1f} MB/s"
+            print(f"{name:32} {wall:7.2f} s  {speed}  {1e3 * cpu / images:6.2f} ms CPU per image")
         for name in names[1:]:
-            print(f"ours / {name}: {rates['ours'] / rates[name]:.2f}")
-        for pairs in chosen.memory_pairs:
-            peak = measure("ours", base, pairs, chosen.concurrency)["peak_mb"]
+            print(f"bananagrams / {name}: {rates['bananagrams'] / rates[name]:.2f}")
+        for pairs in arguments.memory_pairs:
+            peak = measure("bananagrams", base, pairs, arguments.concurrency)["peak_mb"]
             print(f"peak memory at {pairs} pairs: {peak:.0f} MB")
 
 

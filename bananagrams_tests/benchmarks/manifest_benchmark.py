@@ -1,10 +1,10 @@
-"""Time, rate and peak memory of the manifest stage, each size in a process of its own.
+"""Time, throughput and peak memory of the manifest stage, with a separate process for each size.
 
-python -m bananagrams_tests.benchmarks.manifest_benchmark [--records N ...] [--photographs N] [--profile]
+python -m bananagrams_tests.benchmarks.manifest_benchmark [--records N ...] [--photos N] [--profile]
 
-Records are generated in the shape of sft.jsonl, two edits a photograph on average, one line in a
-thousand bad, one in a thousand repeated. `--photographs` generates a list of Open Images of that many rows
-beside them, whose index is built first and timed by itself; half of the records' URLs are in it.
+The generated records have the form of sft.jsonl, with two edits per photo on average. One line in a thousand
+is invalid and one in a thousand is repeated. `--photos` also generates an Open Images list with that many
+rows. Its index is built first and timed separately. Half of the records' URLs are in the list.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bananagrams_assets.config import Profile
+from bananagrams_assets.graph import MANIFEST
 from bananagrams_assets.profiles import load_profile
 from bananagrams_assets.records.edit_types import EDIT_TYPES
 from bananagrams_assets.records.open_images import open_photos
-from bananagrams_assets.stages.manifest import build_manifest
 from bananagrams_assets.storage.local import LocalStore
+
+from ..stages.building import call
 
 _TEXT = (
     "remove the red flag and its white pole from upper right of image seamlessly extending clear blue sky "
@@ -37,7 +39,7 @@ _TEXT = (
 
 
 def photo_url(number: int) -> str:
-    """A URL as Flickr's are."""
+    """Return a URL in the form of Flickr's URLs."""
     host, folder = f"c{number % 8 + 1}.staticflickr.com", f"{number % 9}/{7000 + number % 999}"
     return f"https://{host}/{folder}/{number + 10**9}_o.jpg"
 
@@ -94,24 +96,24 @@ def log(line: str) -> None:
 
 
 def measure(folder: Path, with_list: bool, profiled: bool) -> None:
-    """Build the manifest of `folder` in this process and print what it took."""
+    """Build the manifest of `folder` in this process and print time and memory."""
     profile = profile_of(folder, with_list)
     if with_list:
         start = time.perf_counter()
         with open_photos(profile.source, profile.fetch, log):
-            print(f"list of photographs read in {time.perf_counter() - start:.1f} s, peak {peak_mb():.0f} MB")
+            print(f"list of photos read in {time.perf_counter() - start:.1f} s, peak {peak_mb():.0f} MB")
     profiler = cProfile.Profile()
     start, before = time.perf_counter(), time.process_time()
     if profiled:
         profiler.enable()
-    results = build_manifest(LocalStore(folder / "store"), profile, log)
+    result = call(MANIFEST, LocalStore(folder / "store"), profile, log=log)
     profiler.disable()
     seconds, cpu = time.perf_counter() - start, time.process_time() - before
-    stats = results[""].stats
+    stats = result.stats
     lines = stats["records"] + stats["rejected"]
     print(
         f"{lines:,} lines: {stats['records']:,} records, {stats['rejected']:,} rejects, "
-        f"{stats['photographs']:,} photographs in {stats['shards']} shards; {seconds:.1f} s "
+        f"{stats['photographs']:,} photos in {stats['shards']} shards; {seconds:.1f} s "
         f"({lines / seconds:,.0f} records/s), {cpu:.1f} CPU s ({lines / cpu:,.0f} records/CPU s), "
         f"peak memory {peak_mb():.0f} MB",
         flush=True,
@@ -123,24 +125,24 @@ def measure(folder: Path, with_list: bool, profiled: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=[257_730, 2_500_000])
-    parser.add_argument("--photographs", type=int, default=0)
-    parser.add_argument("--profile", action="store_true", help="show where the time goes")
+    parser.add_argument("--photos", type=int, default=0)
+    parser.add_argument("--profile", action="store_true", help="print the most expensive functions")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.folder:
-        measure(asked.folder, asked.photos > 0, asked.profile)
+    arguments = parser.parse_args()
+    if arguments.folder:
+        measure(arguments.folder, arguments.photos > 0, arguments.profile)
         return
-    for records in asked.records:
+    for records in arguments.records:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             with (folder / "sft.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(manifest_lines(records))
-            if asked.photos:
+            if arguments.photos:
                 with (folder / "list.csv").open("w", encoding="utf-8") as file:
-                    file.writelines(list_lines(asked.photos))
+                    file.writelines(list_lines(arguments.photos))
             command = [sys.executable, "-m", "bananagrams_tests.benchmarks.manifest_benchmark"]
-            command += ["--folder", name, "--photographs", str(asked.photos)]
-            command += ["--profile"] if asked.profile else []
+            command += ["--folder", name, "--photos", str(arguments.photos)]
+            command += ["--profile"] if arguments.profile else []
             environment = {**os.environ, "DAGSTER_HOME": str(folder / "home")}
             subprocess.run(command, check=True, env=environment)
 

@@ -1,7 +1,7 @@
-"""How soon an overlay page of many samples shows its first picture: `... page_benchmark --samples 500`.
+"""Time until an overlay page of many samples shows its first image: `... page_benchmark --samples 500`.
 
-The page is opened from its file in headless Chromium, several times, each in a fresh profile; beside it the
-plain way, a page of as many `<img>` with every panel baked in and nothing loaded lazily.
+The page is opened from its file in headless Chromium, several times, each in a fresh profile. The plain
+alternative is a page of as many `<img>`, with all panels in each image and without lazy loading.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 
 from bananagrams_assets.vision.images import encode_jpeg
-from bananagrams_assets.vision.overlay import heat_map, outline
+from bananagrams_assets.vision.overlay import heat_map, outline_path
 from bananagrams_assets.vision.page import PageRow, render_page
 from bananagrams_tests.vision.images import box, textured
 
 SIZE = (512, 384)
 ROUNDS = 5
-FIRST_DRAWN = """() => new Promise((done) => {
-  const look = () => {
+FIRST_IMAGE_SHOWN = """() => new Promise((resolve) => {
+  const check = () => {
     const shown = document.querySelector("#stage img, body > img");
-    if (shown && shown.complete && shown.naturalWidth) done(performance.now());
-    else requestAnimationFrame(look);
+    if (shown && shown.complete && shown.naturalWidth) resolve(performance.now());
+    else requestAnimationFrame(check);
   };
-  look();
+  check();
 })"""
 
 
@@ -57,7 +57,7 @@ def write_pages(folder: Path, samples: int) -> list[PageRow]:
                 name,
                 3,
                 *SIZE,
-                outline(mask, SIZE),
+                outline_path(mask, SIZE),
             )
         )
     (folder / "index.html").write_text(render_page("Edit masks", "train-00000", rows))
@@ -66,12 +66,12 @@ def write_pages(folder: Path, samples: int) -> list[PageRow]:
     return rows
 
 
-def seconds(browser: Browser, page_file: Path) -> float:
+def load_seconds(browser: Browser, page_file: Path) -> float:
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     page.goto(page_file.as_uri(), wait_until="commit")
-    found: float = page.evaluate(FIRST_DRAWN)
+    milliseconds: float = page.evaluate(FIRST_IMAGE_SHOWN)
     page.close()
-    return found / 1000
+    return milliseconds / 1000
 
 
 def main() -> None:
@@ -83,14 +83,17 @@ def main() -> None:
         folder = Path(name)
         write_pages(folder, samples)
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        found: dict[str, list[float]] = {"index.html": [], "plain.html": []}
+        times_by_page: dict[str, list[float]] = {"index.html": [], "plain.html": []}
         for _ in range(ROUNDS):
-            for page, times in found.items():
-                times.append(seconds(browser, folder / page))
+            for page, times in times_by_page.items():
+                times.append(load_seconds(browser, folder / page))
         browser.close()
-    ours, plain = (statistics.median(times) for times in found.values())
-    print(f"{samples} samples: first picture after {ours:.2f} s (worst {max(found['index.html']):.2f}), "
-          f"plain page {plain:.2f} s, ratio {plain / ours:.2f}")  # fmt: skip
+    ours, plain = (statistics.median(times) for times in times_by_page.values())
+    worst = max(times_by_page["index.html"])
+    print(
+        f"{samples} samples: first image after {ours:.2f} s (worst {worst:.2f}), "
+        f"plain page {plain:.2f} s, ratio {plain / ours:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Instructions of a split as they were made, and in wordings that no training sample has.
+"""Mean IoU with the original instructions of a split and with wordings that no training sample has.
 
-After `bananagrams demo`: `python -m bananagrams_tests.benchmarks.wording_benchmark .bananagrams/store`. Only
-samples whose instruction can be reworded count, in every row alike.
+After `bananagrams demo`: `python -m bananagrams_tests.benchmarks.wording_benchmark .bananagrams/store`. All
+rows use the same samples: those whose instruction can be reworded.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from bananagrams_assets.learn import metrics
 from bananagrams_assets.learn.dataset import open_split
-from bananagrams_assets.learn.evaluate import partners
-from bananagrams_assets.learn.predict import load_predictor, predict
+from bananagrams_assets.learn.evaluate import derangement
+from bananagrams_assets.learn.predictor import load_predictor, predict_masks
 from bananagrams_assets.sample.draw import COLORS
 from bananagrams_assets.storage.open_store import open_store
 
@@ -40,20 +40,20 @@ REWORDINGS = (
         r"Bring \1 over from the \2 to the \3.",
     ),
 )
-"""Whole instructions of the sample's, without the full stop, and the same wish in words it never uses."""
+"""Patterns of the sample's instructions, without the full stop, and replacements in words it never uses."""
 
 
 def reworded(text: str) -> str | None:
-    """The instruction in other words, or None where there are none for it."""
-    for pattern, other in REWORDINGS:
+    """Return the instruction in other words, or None if no pattern matches."""
+    for pattern, replacement in REWORDINGS:
         match = re.fullmatch(pattern, text.removesuffix("."))
         if match:
-            return match.expand(other)
+            return match.expand(replacement)
     return None
 
 
 def main() -> None:
-    """Print mean IoU and its interval for each kind of wording."""
+    """Print mean IoU and its interval for each wording."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,29 +63,31 @@ def main() -> None:
     store = open_store(arguments.store)
     predictor = load_predictor(Path(arguments.store) / "mask_model")
     with open_split(store, arguments.split) as split, open_split(store, "train") as train:
-        seen = {train.text(index) for index in range(len(train))}
+        train_texts = {train.text(index) for index in range(len(train))}
         texts = {index: reworded(split.text(index)) for index in range(len(split))}
-        chosen = [index for index, text in texts.items() if text and text not in seen]
+        chosen = [index for index, text in texts.items() if text and text not in train_texts]
         samples = [split[index] for index in chosen]
         total = len(split)
-    others = [str(texts[index]) for index in chosen]
+    new_texts = [str(texts[index]) for index in chosen]
     sources = [str(sample.meta["source_id"]) for sample in samples]
     images = [sample.image for sample in samples]
     rows = {
         "as made": [sample.text for sample in samples],
-        "reworded": others,
-        "reworded, shuffled": [others[index] for index in partners(len(others))],
-        "no words": [""] * len(others),
+        "reworded": new_texts,
+        "reworded, shuffled": [new_texts[index] for index in derangement(len(new_texts))],
+        "no words": [""] * len(new_texts),
     }
     print(f"{arguments.split}: {len(chosen)} of {total} samples can be reworded")
-    for name, words in rows.items():
+    for name, instructions in rows.items():
         counts = [
-            metrics.count(mask >= predictor.threshold, sample.mask.astype(bool), sample.known.astype(bool))
-            for mask, sample in zip(predict(predictor, images, words), samples, strict=True)
+            metrics.pixel_counts(
+                mask >= predictor.threshold, sample.mask.astype(bool), sample.valid.astype(bool)
+            )
+            for mask, sample in zip(predict_masks(predictor, images, instructions), samples, strict=True)
         ]
-        each = metrics.ious(np.array(counts, np.int64))
-        low, high = metrics.mean_interval(each, sources)
-        print(f"{name}: mean IoU {each.mean():.3f} (95% interval {low:.3f} to {high:.3f})")
+        ious = metrics.ious(np.array(counts, np.int64))
+        low, high = metrics.mean_interval(ious, sources)
+        print(f"{name}: mean IoU {ious.mean():.3f} (95% interval {low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`verify` names what is broken: shard, sample, bytes."""
+"""Tests of `verify`, which reports the shard, sample and bytes of each fault."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..stages.building import build_all
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     folder = tmp_path_factory.mktemp("verify")
     store = LocalStore(folder / "store")
     profile = profile_of(local_pairs(folder, 10), overlays={"max_samples": 1})
@@ -37,9 +37,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
 
 
 @pytest.fixture
-def store(whole: LocalStore, tmp_path: Path) -> LocalStore:
-    """A copy to break."""
-    shutil.copytree(whole.folder, tmp_path / "copy")
+def store(intact: LocalStore, tmp_path: Path) -> LocalStore:
+    """A copy of the intact store to damage."""
+    shutil.copytree(intact.folder, tmp_path / "copy")
     return LocalStore(tmp_path / "copy")
 
 
@@ -47,13 +47,13 @@ def faults(store: LocalStore) -> list[Fault]:
     return list(verify(store, 2, quiet).faults)
 
 
-def fullest(store: LocalStore) -> str:
+def largest_shard(store: LocalStore) -> str:
     tars = [name for name in store.list("shards/") if name.endswith(".tar")]
     return max(tars, key=store.size)
 
 
 def samples_of(store: LocalStore, name: str) -> dict[str, tuple[int, int]]:
-    """The bytes (first, end) of each sample of a tar, by key, as its table has them."""
+    """Return the byte range (first, end) of each sample of a tar from its table, by key."""
     rows = [row for row in read_table(store, name.replace(".tar", ".parquet")) if row["status"] == "written"]
     ends = [*(row["offset"] for row in rows[1:]), store.size(name)]
     return {row["key"]: (row["offset"], end) for row, end in zip(rows, ends, strict=True)}
@@ -75,70 +75,73 @@ def rewrite(store: LocalStore, name: str, change: Callable[[list[Sample]], list[
                 tar.add(sample.key, part, data)
 
 
-def test_a_whole_dataset_has_no_faults(whole: LocalStore) -> None:
-    verdict = verify(whole, 2, quiet)
-    assert verdict.faults == []
-    assert (verdict.shards, verdict.samples) == (4, 10)
+def test_an_intact_dataset_has_no_faults(intact: LocalStore) -> None:
+    report = verify(intact, 2, quiet)
+    assert report.faults == []
+    assert (report.shards, report.samples) == (4, 10)
 
 
-def test_a_flipped_byte_is_named_with_shard_sample_and_bytes(store: LocalStore) -> None:
-    name = fullest(store)
+def test_a_flipped_byte_is_reported_with_shard_sample_and_bytes(store: LocalStore) -> None:
+    name = largest_shard(store)
     generator = random.Random(0)
-    whole = (store.folder / name).read_bytes()
+    content = (store.folder / name).read_bytes()
     for key, (first, end) in samples_of(store, name).items():
-        last = next(i for i in range(end - 1, first, -1) if whole[i])
+        last = next(i for i in range(end - 1, first, -1) if content[i])
         for position in (first, first + 700, *(generator.randrange(first, last) for _ in range(12))):
             flip(store, name, position)
             found = faults(store)
             assert {fault.place for fault in found} == {store.describe(name)}
-            named = [fault for fault in found if fault.first is not None and fault.last is not None]
+            located = [fault for fault in found if fault.first is not None and fault.last is not None]
             assert any(
                 fault.first <= position <= fault.last or fault.key == key  # type: ignore[operator]
-                for fault in named
+                for fault in located
             ), (position, found)
             assert {fault.key for fault in found} <= {key, ""}
-            assert any("its receipt says" in fault.what for fault in found)
-            assert any("its index says" in fault.what for fault in found)
-            (store.folder / name).write_bytes(whole)
+            assert any("in its receipt" in fault.what for fault in found)
+            assert any("in its index" in fault.what for fault in found)
+            (store.folder / name).write_bytes(content)
 
 
-def test_a_flipped_byte_of_a_image_is_named_although_it_still_decodes(store: LocalStore) -> None:
-    name = fullest(store)
+def test_a_flipped_byte_of_an_image_that_still_decodes_is_reported(store: LocalStore) -> None:
+    name = largest_shard(store)
     key, (first, _) = next(iter(samples_of(store, name).items()))
     flip(store, name, first + 512 + 6000)
-    told = [fault for fault in faults(store) if fault.key]
-    assert told[0].key == key
-    assert told[0].what == "input.jpg: its bytes are not those that were written"
-    assert told[0].first == first + 512
+    fault = next(fault for fault in faults(store) if fault.key)
+    assert fault.key == key
+    assert fault.what == "input.jpg: the SHA-256 does not match the table"
+    assert fault.first == first + 512
 
 
 @pytest.mark.parametrize("cut", [1, 700, 1024, 20_000])
-def test_a_cut_tar_is_named(store: LocalStore, cut: int) -> None:
-    name = fullest(store)
+def test_a_truncated_tar_is_reported(store: LocalStore, cut: int) -> None:
+    name = largest_shard(store)
     path = store.folder / name
     path.write_bytes(path.read_bytes()[:-cut])
     assert any(fault.place == store.describe(name) for fault in faults(store))
 
 
-def test_what_is_missing_is_named(store: LocalStore) -> None:
-    tar, mask = fullest(store), next(name for name in store.list("edit_masks/") if name.endswith(".tar"))
+def test_missing_files_are_reported(store: LocalStore) -> None:
+    tar, mask = (
+        largest_shard(store),
+        next(name for name in store.list("edit_masks/") if name.endswith(".tar")),
+    )
     for name in (tar, mask):
         store.delete(name)
     assert sorted(str(fault) for fault in faults(store)) == sorted(
-        f"{store.describe(name)}: it is missing" for name in (tar, mask)
+        f"{store.describe(name)}: the file is missing" for name in (tar, mask)
     )
 
 
-def test_a_broken_file_of_an_earlier_stage_is_named(store: LocalStore) -> None:
+def test_a_damaged_file_of_an_earlier_stage_is_reported(store: LocalStore) -> None:
     name = max((name for name in store.list("image_pairs/") if name.endswith(".tar")), key=store.size)
     flip(store, name, 3000)
     [fault] = faults(store)
     assert fault.place == store.describe(name)
-    assert "its receipt says" in fault.what
+    assert "in its receipt" in fault.what
 
 
-def changed(**parts: bytes | None) -> Callable[[list[Sample]], list[Sample]]:
-    """The first sample with other parts, `a_b` for `a.b`, or without one."""
+def replace_parts(**parts: bytes | None) -> Callable[[list[Sample]], list[Sample]]:
+    """Return a function that replaces (`a_b` for `a.b`) or, if None, removes parts of the first sample."""
 
     def change(samples: list[Sample]) -> list[Sample]:
         first = dict(samples[0].parts)
@@ -162,79 +165,77 @@ def mask(mode: str, size: tuple[int, int], value: int) -> bytes:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (changed(mask_png=None), "mask.png missing"),
-        (changed(mask_png=mask("L", (5, 5), 0)), "sizes disagree"),
-        (changed(mask_png=mask("L", (192, 144), 7)), "not single-channel 0/255"),
-        (changed(text_txt=b"\xff"), "text.txt is not UTF-8"),
-        (changed(meta_json=b"{"), "meta.json cannot be read"),
-        (changed(input_jpg=b"<html>"), "input.jpg cannot be decoded"),
-        (lambda samples: samples[::-1], "out of the order of keys"),
-        (lambda samples: samples[1:], "its table has this sample, the tar has not"),
+        (replace_parts(mask_png=None), "mask.png missing"),
+        (replace_parts(mask_png=mask("L", (5, 5), 0)), "sizes disagree"),
+        (replace_parts(mask_png=mask("L", (192, 144), 7)), "not single-channel 0/255"),
+        (replace_parts(text_txt=b"\xff"), "text.txt is not UTF-8"),
+        (replace_parts(meta_json=b"{"), "meta.json cannot be read"),
+        (replace_parts(input_jpg=b"<html>"), "input.jpg cannot be decoded"),
+        (lambda samples: samples[::-1], "not in key order"),
+        (lambda samples: samples[1:], "in the table, but not in the tar"),
     ],
 )
-def test_a_sample_that_is_not_as_it_should_be_is_named(
+def test_an_invalid_sample_is_reported(
     store: LocalStore, change: Callable[[list[Sample]], list[Sample]], what: str
 ) -> None:
-    name = fullest(store)
+    name = largest_shard(store)
     keys = list(samples_of(store, name))
     rewrite(store, name, change)
     assert any(what in fault.what and fault.key in keys for fault in faults(store))
 
 
-def told_of(sample: Sample, **changes: Any) -> Sample:
+def with_meta(sample: Sample, **changes: Any) -> Sample:
     meta = json.loads(sample.parts["meta.json"])
     return Sample(sample.key, {**sample.parts, "meta.json": json.dumps(meta | changes).encode()})
 
 
-def test_a_photograph_in_two_splits_and_a_key_in_two_tars_are_named(
-    whole: LocalStore, tmp_path: Path
-) -> None:
-    with whole.open(fullest(whole)) as file:
+def test_a_photo_in_two_splits_and_a_key_in_two_tars_are_reported(intact: LocalStore, tmp_path: Path) -> None:
+    with intact.open(largest_shard(intact)) as file:
         sample = next(read_samples(file))
-    other = Sample("other", told_of(sample, key="other", split="test").parts)
+    other = Sample("other", with_meta(sample, key="other", split="test").parts)
     store = LocalStore(tmp_path / "tars")
     for name, samples in {"a.tar": [sample], "b.tar": [sample, other]}.items():
         with sample_writer(store, name) as tar:
-            for one in samples:
-                for part, data in one.parts.items():
-                    tar.add(one.key, part, data)
+            for member in samples:
+                for part, data in member.parts.items():
+                    tar.add(member.key, part, data)
     found = {fault.key: fault.what for fault in faults(store)}
     assert "is in train and in test" in found["other"] or "is in dev and in test" in found["other"]
-    assert "the key is in" in found[sample.key]
+    assert "duplicate key, also in" in found[sample.key]
 
 
-def test_tars_anywhere_and_an_extracted_folder_are_read_too(whole: LocalStore, tmp_path: Path) -> None:
-    tar = whole.folder / fullest(whole)
+def test_tars_in_any_folder_and_extracted_samples_are_verified(intact: LocalStore, tmp_path: Path) -> None:
+    tar = intact.folder / largest_shard(intact)
     (tmp_path / "usb").mkdir()
     shutil.copy(tar, tmp_path / "usb")
     assert verify(LocalStore(tmp_path / "usb"), 1, quiet).faults == []
     extract_shard(tar, tmp_path / "plain")
     plain = LocalStore(tmp_path / "plain")
-    assert verify(plain, 1, quiet).samples == len(samples_of(whole, fullest(whole)))
+    assert verify(plain, 1, quiet).samples == len(samples_of(intact, largest_shard(intact)))
     path = next((tmp_path / "plain").glob("*.mask.png"))
     path.write_bytes(path.read_bytes()[:50])
     [fault] = faults(plain)
     assert (fault.key, fault.first) == (path.name.partition(".")[0], None)
-    with pytest.raises(StoreError, match="no dataset is here"):
+    with pytest.raises(StoreError, match="no dataset found"):
         verify(LocalStore(tmp_path / "nothing"), 1, quiet)
 
 
-def test_the_command_ends_with_1_if_anything_is_broken(store: LocalStore) -> None:
+def test_the_command_exits_with_1_if_there_are_faults(store: LocalStore) -> None:
     done = CliRunner().invoke(main, ["verify", store.url])
     assert done.exit_code == 0, done.output
     assert "4 shards, 10 samples" in done.output
     assert "nothing is broken" in done.output
-    flip(store, fullest(store), 3000)
+    flip(store, largest_shard(store), 3000)
     done = CliRunner().invoke(main, ["verify", store.url])
     assert done.exit_code == 1
-    key = next(iter(samples_of(store, fullest(store))))
-    assert f"{store.describe(fullest(store))}: sample {key}: bytes 512-" in done.output
+    key = next(iter(samples_of(store, largest_shard(store))))
+    assert f"{store.describe(largest_shard(store))}: sample {key}: bytes 512-" in done.output
 
 
-def test_the_layout_of_a_tar_is_in_its_table(whole: LocalStore) -> None:
-    name = fullest(whole)
-    with whole.open(name) as file:
+def test_the_table_of_a_shard_holds_the_offsets_in_its_tar(intact: LocalStore) -> None:
+    name = largest_shard(intact)
+    with intact.open(name) as file:
         data = file.read()
-    for key, (first, _) in samples_of(whole, name).items():
+    for key, (first, _) in samples_of(intact, name).items():
         assert data[first:].startswith(f"{key}.input.jpg\0".encode())
     assert paths.split_of(Path(name).stem) == name.split("/")[1]

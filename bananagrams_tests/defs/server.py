@@ -1,4 +1,4 @@
-"""A real `dagster dev` with its daemon, on a free port, over a small sample."""
+"""A real `dagster dev` with its daemon, on a free port, with a small sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bananagrams_assets.defs.local import prepare_home
+from bananagrams_assets.cli.local import prepare_home
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -25,7 +25,7 @@ SMALL = [
     "source.sample.side_px=192",
     "splits.train={ratio: 0.6, shards: 2}",
 ]
-"""Settings that shrink the demo: 72 small pairs in two train shards, one dev, one test."""
+"""Settings of a small demo: 72 pairs in two train shards, one dev shard and one test shard."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Server:
     log: Path
 
     def query(self, text: str, **variables: Any) -> dict[str, Any]:
-        """The `data` of a GraphQL answer; raises AssertionError with the errors it holds."""
+        """Return the `data` of a GraphQL response. Raises AssertionError with its errors."""
         body = json.dumps({"query": text, "variables": variables}).encode()
         request = urllib.request.Request(
             f"{self.url}/graphql", body, headers={"Content-Type": "application/json"}
@@ -51,7 +51,7 @@ class Server:
 
 @contextmanager
 def dagster_dev(folder: Path, settings: list[str] = SMALL) -> Iterator[Server]:
-    """Start `dagster dev` as README does, wait for web server and daemon, stop it at the end."""
+    """Start `dagster dev` as in README, wait for web server and daemon, and stop it at the end."""
     port = _free_port()
     home, log = folder / "home", folder / "dagster-dev.log"
     prepare_home(home)
@@ -82,13 +82,13 @@ def dagster_dev(folder: Path, settings: list[str] = SMALL) -> Iterator[Server]:
 
 
 def wait_for(server: Server, what: str, ready: Any, seconds: float) -> Any:
-    """What `ready()` returns once that is true; on time-out fails with the server's log."""
+    """Return the first true value of `ready()`. Raises AssertionError with the server's log on timeout."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := ready():
-            return found
+        if value := ready():
+            return value
         time.sleep(1)
-    raise AssertionError(f"{what}: not within {seconds} s\n{server.log.read_text()[-6000:]}")
+    raise AssertionError(f"timeout: {what} took longer than {seconds} s\n{server.log.read_text()[-6000:]}")
 
 
 def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None:
@@ -96,7 +96,7 @@ def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> Non
       instance { daemonHealth { daemonStatus(daemonType: "BACKFILL") { healthy } } } }"""
 
     def healthy() -> bool:
-        assert process.poll() is None, f"dagster dev ended\n{server.log.read_text()[-6000:]}"
+        assert process.poll() is None, f"dagster dev exited\n{server.log.read_text()[-6000:]}"
         try:
             data = server.query(query)
         except (urllib.error.URLError, ConnectionError, TimeoutError):

@@ -5,19 +5,23 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from bananagrams_assets.definitions import defs
-from bananagrams_assets.defs.automation import nightly_refresh, stale_partitions
-from bananagrams_assets.defs.partitions import PROFILE
+from bananagrams_assets.config import Profile
+from bananagrams_assets.definitions import build_definitions
 from bananagrams_assets.defs.resources import StoreResource
-from bananagrams_assets.stages.stage import (
-    SHARD_STAGES,
-    UNPARTITIONED,
-    StageResult,
-    upstream_versions,
-    write_receipt,
-)
+from bananagrams_assets.graph import MANIFEST, SHARD_STAGES, SPLIT_INDEX
+from bananagrams_assets.profiles import load_profile
+from bananagrams_assets.stages.receipts import write_receipt
+from bananagrams_assets.stages.stage import Stage, StageResult
+from bananagrams_assets.stages.staleness import input_versions
 from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.store import Store
+
+SPLITS = ("train", "dev", "test")
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return load_profile("demo").profile
 
 
 @pytest.fixture
@@ -25,65 +29,71 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def asked(store: Store) -> dict[str, dg.RunRequest]:
-    """Run requests of one tick by partition."""
+def requests(store: Store, profile: Profile) -> dict[str, dg.RunRequest]:
+    """Return the run requests of one sensor tick by partition."""
+    defs = build_definitions(profile, store.url, "sqlite:///unused.db")
     context = dg.build_sensor_context(
         repository_def=defs.get_repository_def(), resources={"store": StoreResource(url=store.url)}
     )
-    result = stale_partitions.evaluate_tick(context)
+    result = defs.resolve_sensor_def("stale_partitions").evaluate_tick(context)
     return {request.partition_key: request for request in result.run_requests or [] if request.partition_key}
 
 
-def finish(store: Store, asset: str, partition: str, content: str = "content") -> None:
-    upstream = {} if asset == "manifest" else upstream_versions(store, PROFILE, asset, partition)
-    write_receipt(store, PROFILE, asset, partition, StageResult({}, content=content), upstream)
+def finish(store: Store, profile: Profile, stage: Stage, partition: str, content: str = "content") -> None:
+    upstream = {} if stage is MANIFEST else input_versions(store, profile, stage, partition)
+    write_receipt(store, profile, stage, partition, StageResult({}, content=content), upstream)
 
 
-def read_sources(store: Store) -> None:
-    for shard in [*PROFILE.shard_keys(), UNPARTITIONED]:
-        finish(store, "manifest", shard)
+def read_sources(store: Store, profile: Profile) -> None:
+    for partition in MANIFEST.receipt_partitions(profile):
+        finish(store, profile, MANIFEST, partition)
 
 
-def build_shards(store: Store) -> None:
-    for shard in PROFILE.shard_keys():
-        for asset in SHARD_STAGES:
-            finish(store, asset, shard)
+def build_shards(store: Store, profile: Profile) -> None:
+    for shard in profile.shard_keys():
+        for stage in SHARD_STAGES:
+            finish(store, profile, stage, shard)
 
 
-def test_nothing_is_asked_for_before_the_manifest_was_read(store: Store) -> None:
-    assert asked(store) == {}
+def test_nothing_is_requested_before_the_manifest_was_read(store: Store, profile: Profile) -> None:
+    assert requests(store, profile) == {}
 
 
-def test_every_shard_that_was_never_built_is_asked_for(store: Store) -> None:
-    read_sources(store)
-    requests = asked(store)
-    assert list(requests) == sorted(PROFILE.shard_keys())
-    assert {request.job_name for request in requests.values()} == {"build_shard"}
+def test_every_shard_that_was_never_built_is_requested(store: Store, profile: Profile) -> None:
+    read_sources(store, profile)
+    found = requests(store, profile)
+    assert list(found) == sorted(profile.shard_keys())
+    assert {request.job_name for request in found.values()} == {"build_shard"}
 
 
-def test_the_indexes_follow_once_their_shards_are_built(store: Store) -> None:
-    read_sources(store)
-    build_shards(store)
-    requests = asked(store)
-    assert set(requests) == {"train", "dev", "test"}
-    assert {request.job_name for request in requests.values()} == {"index_split"}
-    for split in requests:
-        finish(store, "split_index", split)
-    assert asked(store) == {}
+def test_the_indexes_follow_after_their_shards(store: Store, profile: Profile) -> None:
+    read_sources(store, profile)
+    build_shards(store, profile)
+    found = requests(store, profile)
+    assert set(found) == set(SPLITS)
+    assert {request.job_name for request in found.values()} == {"index_split"}
+    for split in found:
+        finish(store, profile, SPLIT_INDEX, split)
+    assert requests(store, profile) == {}
 
 
-def test_changed_records_of_one_shard_ask_for_that_shard_with_a_new_run_key(store: Store) -> None:
-    read_sources(store)
-    before = asked(store)["dev-00000"].run_key
-    build_shards(store)
-    for split in ("train", "dev", "test"):
-        finish(store, "split_index", split)
-    finish(store, "manifest", "dev-00000", "other records")
-    requests = asked(store)
-    assert set(requests) == {"dev-00000"}
-    assert requests["dev-00000"].run_key != before
+def test_changed_records_of_one_shard_request_that_shard_with_a_new_run_key(
+    store: Store, profile: Profile
+) -> None:
+    read_sources(store, profile)
+    before = requests(store, profile)["dev-00000"].run_key
+    build_shards(store, profile)
+    for split in SPLITS:
+        finish(store, profile, SPLIT_INDEX, split)
+    finish(store, profile, MANIFEST, "dev-00000", "other records")
+    found = requests(store, profile)
+    assert set(found) == {"dev-00000"}
+    assert found["dev-00000"].run_key != before
 
 
-def test_the_schedule_reads_the_sources_each_night() -> None:
-    assert nightly_refresh.job_name == "refresh_manifest"
-    assert nightly_refresh.cron_schedule == PROFILE.automation.rebuild_cron
+def test_the_schedule_reads_the_sources_at_the_time_of_the_profile(store: Store) -> None:
+    profile = load_profile("demo", {"automation.rebuild_cron": "30 4 * * *"}).profile
+    schedule = build_definitions(profile, store.url, "sqlite:///unused.db").resolve_schedule_def(
+        "nightly_refresh"
+    )
+    assert (schedule.job_name, schedule.cron_schedule) == ("refresh_manifest", "30 4 * * *")

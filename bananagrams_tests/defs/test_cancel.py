@@ -1,4 +1,4 @@
-"""A run that a person ends in the web server."""
+"""A run that is terminated in the web server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.paths import pairs_tar
 from bananagrams_assets.vision.images import encode_jpeg
 
-from ..photos import edited, photograph, png, record, write_manifest
+from ..photos import edited, make_photo, png, record, write_manifest
 from ..servers import body, serving, stalled
 from .server import Server, dagster_dev, wait_for
 from .test_dagster_dev import LAUNCH_RUN, RUN
@@ -27,16 +27,16 @@ def launch(server: Server, asset: str, partition: str | None) -> str:
         "jobName": "__ASSET_JOB", "assetSelection": [{"path": [asset]}],
     }  # fmt: skip
     params = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": tags}}
-    found = server.query(LAUNCH_RUN, params=params)["launchRun"]
-    assert found["__typename"] == "LaunchRunSuccess", found
-    return str(found["run"]["runId"])
+    result = server.query(LAUNCH_RUN, params=params)["launchRun"]
+    assert result["__typename"] == "LaunchRunSuccess", result
+    return str(result["run"]["runId"])
 
 
 def status_of(server: Server, run: str) -> str:
     return str(server.query(RUN, id=run)["runOrError"]["status"])
 
 
-def ended(server: Server, run: str) -> str:
+def final_status(server: Server, run: str) -> str:
     final = ("SUCCESS", "FAILURE", "CANCELED")
     return str(
         wait_for(server, run, lambda: next((s for s in [status_of(server, run)] if s in final), None), 120)
@@ -44,14 +44,14 @@ def ended(server: Server, run: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_terminated_waits_for_no_image_and_keeps_those_it_has(
+def test_a_terminated_run_stops_at_once_and_keeps_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BANANAGRAMS_ALLOW_HOSTS", "127.0.0.1")
     with serving() as images:
         records = []
         for number in range(6):
-            photo = photograph(number)
+            photo = make_photo(number)
             images.answers[f"/{number}.jpg"] = body(encode_jpeg(photo, 95))
             images.answers[f"/nb/{number}.png"] = body(png(edited(photo)))
             url = f"{images.url}/{number}.jpg"
@@ -64,20 +64,20 @@ def test_a_run_that_is_terminated_waits_for_no_image_and_keeps_those_it_has(
               (("train", 1.0), ("dev", 0.0), ("test", 0.0))),
         ]  # fmt: skip
         with dagster_dev(tmp_path, settings) as server:
-            assert ended(server, launch(server, "manifest", None)) == "SUCCESS"
+            assert final_status(server, launch(server, "manifest", None)) == "SUCCESS"
             run = launch(server, "image_pairs", SHARD)
             spool = server.home / "spool"
             wait_for(
                 server,
-                "eleven pictures",
+                "eleven images",
                 lambda: sum(map(len, map(images_in, spool.glob("*/")))) >= 11,
                 120,
             )
-            assert images.asked["/5.jpg"] == 1
+            assert images.requests["/5.jpg"] == 1
             server.query(TERMINATE, id=run)
-            assert ended(server, run) == "CANCELED"
+            assert final_status(server, run) == "CANCELED"
             images.answers["/5.jpg"] = images.answers["/4.jpg"]
-            images.asked.clear()
-            assert ended(server, launch(server, "image_pairs", SHARD)) == "SUCCESS"
-            assert dict(images.asked) == {"/5.jpg": 1}
+            images.requests.clear()
+            assert final_status(server, launch(server, "image_pairs", SHARD)) == "SUCCESS"
+            assert dict(images.requests) == {"/5.jpg": 1}
             assert LocalStore(server.home / "store").exists(pairs_tar(SHARD))

@@ -1,4 +1,4 @@
-"""The web server, the daemon and a person at the browser."""
+"""Web server, daemon and browser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def built(server: Server) -> Server:
-    """The server after the manifest's job and a backfill of every shard and split index."""
+    """The server after the job refresh_manifest and a backfill of every shard and split index."""
     data = server.query(
         LAUNCH_RUN,
         params={
@@ -50,11 +50,13 @@ def built(server: Server) -> Server:
     assert data["__typename"] == "LaunchRunSuccess", data
     run_id = data["run"]["runId"]
 
-    def ended() -> str | None:
+    def final_status() -> str | None:
         status = server.query(RUN, id=run_id)["runOrError"]["status"]
         return status if status in ("SUCCESS", "FAILURE", "CANCELED") else None
 
-    assert wait_for(server, "the manifest's run", ended, 120) == "SUCCESS", server.log.read_text()[-6000:]
+    assert wait_for(server, "the run of refresh_manifest", final_status, 120) == "SUCCESS", (
+        server.log.read_text()[-6000:]
+    )
     selection = [{"path": [name]} for name in [*SHARD_ASSETS, "split_index"]]
     data = server.query(LAUNCH_BACKFILL, params={"assetSelection": selection, "allPartitions": True})[
         "launchPartitionBackfill"
@@ -70,7 +72,7 @@ def built(server: Server) -> Server:
     return server
 
 
-def test_the_graph_is_described(server: Server) -> None:
+def test_every_asset_has_kinds_owners_and_a_description(server: Server) -> None:
     nodes = {node["assetKey"]["path"][-1]: node for node in server.query(ASSETS)["assetNodes"]}
     assert len(nodes) == 9
     for name, node in nodes.items():
@@ -84,7 +86,7 @@ def test_the_graph_is_described(server: Server) -> None:
     }
 
 
-def test_nothing_of_ours_warns_at_start(server: Server) -> None:
+def test_our_code_causes_no_warning_at_start(server: Server) -> None:
     warnings = [line for line in server.log.read_text().splitlines() if "Warning" in line]
     assert not [line for line in warnings if "SupersessionWarning" not in line]
 
@@ -110,7 +112,7 @@ def test_a_backfill_of_every_shard_leaves_readable_shards(built: Server) -> None
         assert sum(shard["samples"] for shard in index["shards"]) > 0
 
 
-def test_materializations_carry_figures_and_a_image(built: Server) -> None:
+def test_materializations_have_a_preview_image(built: Server) -> None:
     query = """query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset {
       assetMaterializations(limit: 1) {
         metadataEntries { label ... on MarkdownMetadataEntry { mdStr } } } } } }"""
@@ -133,7 +135,7 @@ def test_checks_passed_for_every_shard(built: Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_person_sees_the_graph_and_an_overlay_page(built: Server, tmp_path: Path) -> None:
+def test_a_browser_shows_the_graph_and_an_overlay_page(built: Server, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     browser_program = shutil.which("chromium") or shutil.which("google-chrome")
@@ -148,7 +150,7 @@ def test_a_person_sees_the_graph_and_an_overlay_page(built: Server, tmp_path: Pa
         groups = ",".join(f"global@global:{group}" for group in ("dataset", "review", "model"))
         page.goto(f"{built.url}/asset-groups?expanded={groups}")
         for asset in [*SHARD_ASSETS, "manifest", "split_index", "mask_model", "champion"]:
-            # A long name is shortened in its middle.
+            # The UI abbreviates long names in the middle.
             page.get_by_text(asset[:8]).first.wait_for(timeout=60_000)
         page.screenshot(path=tmp_path / "graph.png")
 

@@ -1,4 +1,4 @@
-"""A training where the profile says: what is asked of that place, and what its silence means."""
+"""The launchers: their requests to ECS and Ray, and their errors."""
 
 import json
 import os
@@ -20,18 +20,19 @@ from moto.moto_api import state_manager
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.defs import launchers
-from bananagrams_assets.learn import launch, registry
+from bananagrams_assets.learn import job_file, launch, registry, tracking
 from bananagrams_assets.learn.launch import LaunchError
 
 from ..learn.tiny import make_dataset, profile
 
 JOB = "s3://data/pico/mask_model/jobs/0123.json"
+MASK_MODEL_SETTINGS = ("model", "train", "launcher", "mlflow")
 
 
-def train_by(
+def launch_training(
     settings: Profile, store: str = "s3://data/pico", tracking: str = "http://mlflow:5000", job: str = JOB
 ) -> list[str]:
-    """Call `run_training` from an asset, as `mask_model` does; the run's log, or the error that it raised."""
+    """Call `run_training` from an asset, as `mask_model` does; return the run's log or raise its error."""
     errors: list[BaseException] = []
 
     @dg.asset
@@ -54,7 +55,7 @@ def train_by(
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A cluster of one machine with 4 GPUs, a task definition, and a bucket."""
+    """Mock an ECS cluster of one 4-GPU machine, a task definition and a bucket; yield the ECS client."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with mock_aws():
         boto3.client("s3").create_bucket(Bucket="data")
@@ -77,14 +78,14 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def ecs(**settings: Any) -> Profile:
-    chosen = {"cluster": "gpus", "task_definition": "trainer", "container": "main", "poll_s": 0.2, **settings}
-    return profile(launcher__kind="ecs", **{f"launcher__ecs__{key}": value for key, value in chosen.items()})
+    values = {"cluster": "gpus", "task_definition": "trainer", "container": "main", "poll_s": 0.2, **settings}
+    return profile(launcher__kind="ecs", **{f"launcher__ecs__{key}": value for key, value in values.items()})
 
 
-def test_an_ecs_task_that_sends_no_message_is_a_failure_and_its_request_holds_all_it_needs(aws: Any) -> None:
-    """moto runs nothing and reports success, as a wrong image or a wrong command would."""
-    with pytest.raises(LaunchError, match=r"success, but no message of a training came: .*image"):
-        train_by(ecs(cpu=512, memory_mib=600, gpus=2))
+def test_an_ecs_request_has_all_settings_and_a_task_without_messages_fails(aws: Any) -> None:
+    """moto runs nothing and reports success, like a wrong image or command."""
+    with pytest.raises(LaunchError, match=r"success, but no training sent a message: .*image"):
+        launch_training(ecs(cpu=512, memory_mib=600, gpus=2))
     tasks = aws.list_tasks(cluster="gpus", desiredStatus="STOPPED")["taskArns"]
     tasks += aws.list_tasks(cluster="gpus")["taskArns"]
     task = aws.describe_tasks(cluster="gpus", tasks=tasks, include=["TAGS"])["tasks"][0]
@@ -95,7 +96,7 @@ def test_an_ecs_task_that_sends_no_message_is_a_failure_and_its_request_holds_al
     main = by_name["main"]
     assert (main["cpu"], main["memory"]) == (512, 600)
     assert main["resourceRequirements"] == [{"type": "GPU", "value": "2"}]
-    assert main["command"] == launch.command(JOB, 2, python="python")
+    assert main["command"] == launch.torchrun_command(JOB, 2, python="python")
     assert main["command"][:3] == ["python", "-m", "torch.distributed.run"]
     names = {variable["name"] for variable in main["environment"]}
     assert {"DAGSTER_PIPES_CONTEXT", "DAGSTER_PIPES_MESSAGES"} <= names
@@ -104,7 +105,7 @@ def test_an_ecs_task_that_sends_no_message_is_a_failure_and_its_request_holds_al
 
 
 @pytest.mark.slow
-def test_an_ecs_task_without_gpus_asks_for_none_and_goes_where_the_network_is(
+def test_an_ecs_task_without_gpus_requests_none_and_has_its_network(
     aws: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests: list[dict[str, Any]] = []
@@ -119,9 +120,9 @@ def test_an_ecs_task_without_gpus_asks_for_none_and_goes_where_the_network_is(
 
     monkeypatch.setattr(boto3, "client", recording)
     subnet = boto3.resource("ec2").create_vpc(CidrBlock="10.0.0.0/16").create_subnet(CidrBlock="10.0.0.0/24")
-    chosen = ecs(gpus=0, launch_type="FARGATE", subnets=(subnet.id,), security_groups=("sg-1",))
-    with pytest.raises(LaunchError, match="no message of a training came"):
-        train_by(chosen)
+    settings = ecs(gpus=0, launch_type="FARGATE", subnets=(subnet.id,), security_groups=("sg-1",))
+    with pytest.raises(LaunchError, match="no training sent a message"):
+        launch_training(settings)
     request = requests[0]
     assert request["launchType"] == "FARGATE"
     network = request["networkConfiguration"]["awsvpcConfiguration"]
@@ -130,22 +131,22 @@ def test_an_ecs_task_without_gpus_asks_for_none_and_goes_where_the_network_is(
     assert not {"resourceRequirements", "cpu", "memory"} & main.keys()
 
 
-def test_a_task_that_ecs_cannot_place_is_told_with_its_reason() -> None:
+def test_a_task_that_ecs_cannot_place_raises_the_reason() -> None:
     failures = [{"arn": "x", "reason": "RESOURCE:GPU"}]
     with pytest.raises(RuntimeError, match="ECS started no task: RESOURCE:GPU"):
-        launchers._refuse_failures({"tasks": [], "failures": failures})
-    launchers._refuse_failures({"tasks": [{}], "failures": []})
+        launchers._raise_placement_failures({"tasks": [], "failures": failures})
+    launchers._raise_placement_failures({"tasks": [{}], "failures": []})
 
 
-def test_a_task_elsewhere_cannot_reach_files_of_this_machine(tmp_path: Path) -> None:
+def test_an_ecs_task_with_local_store_or_tracking_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="BANANAGRAMS_STORE to s3://"):
-        train_by(ecs(), store=str(tmp_path))
+        launch_training(ecs(), store=str(tmp_path))
     with pytest.raises(LaunchError, match="MLFLOW_TRACKING_URI"):
-        train_by(ecs(), tracking=f"sqlite:///{tmp_path}/mlflow.db")
+        launch_training(ecs(), tracking=f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_a_worker_in_a_task_answers_through_the_bucket(aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two ends of Pipes over S3: what the launcher hands out is what the training entry opens."""
+def test_an_ecs_task_sends_its_messages_through_the_bucket(aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connect both ends of Pipes over S3: the launcher's environment and `open_pipes` of the training."""
     lines: list[Any] = []
 
     @dg.asset
@@ -169,51 +170,50 @@ def test_a_worker_in_a_task_answers_through_the_bucket(aws: Any, monkeypatch: py
     assert lines == [{"started": "0123"}]
 
 
-def test_the_ray_launcher_names_the_extra_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ray_launcher_names_its_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dagster_ray", None)
     with pytest.raises(LaunchError, match=r"pip install 'bananagrams\[ray\]'"):
-        train_by(profile(launcher__kind="ray"))
+        launch_training(profile(launcher__kind="ray"))
 
 
-def test_a_command_that_is_no_training_is_a_failure_though_it_ends_well(
+def test_a_successful_command_that_sends_no_message_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(launch, "command", lambda job, processes: [sys.executable, "-c", ""])
-    with pytest.raises(LaunchError, match="no message of a training came"):
-        train_by(profile(), store=str(tmp_path))
+    monkeypatch.setattr(launch, "torchrun_command", lambda job, processes: [sys.executable, "-c", ""])
+    with pytest.raises(LaunchError, match="no training sent a message"):
+        launch_training(profile(), store=str(tmp_path))
 
 
 def make_job(folder: Path, settings: Profile) -> tuple[str, str]:
+    """Build a dataset, start an MLflow run and write a job file; return the job file and the tracking URI."""
     make_dataset(folder)
-    uri = launch.default_tracking_uri(str(folder))
-    run_id, _ = registry.start_run(uri, settings, {})
-    name = str(folder / launch.job_name(run_id))
-    return launch.write_job(name, settings, str(folder), uri, run_id, None, {}), uri
+    uri = tracking.default_tracking_uri(str(folder))
+    run_id, _ = tracking.start_run(uri, settings, {})
+    name = str(folder / job_file.job_name(run_id))
+    return job_file.write_job(name, settings, MASK_MODEL_SETTINGS, str(folder), uri, run_id, None, {}), uri
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
 def ray_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray head with its dashboard, in a process group of its own; yields the dashboard's address."""
-    program = Path(sys.executable).with_name("ray")
-    if not program.exists() and not (found := shutil.which("ray")):
-        pytest.skip("ray is not installed")
-    else:
-        program = program if program.exists() else Path(str(found))
-    root = Path(launch.__file__).parents[2]
+    """Start a Ray head in its own process group; yield the URL of its dashboard."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    program = shutil.which("ray", path=path)
+    if program is None:
+        pytest.skip("ray is not installed")
+    root = Path(launch.__file__).parents[2]
     environment = {
         **os.environ, "PATH": path, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_raylet_start_wait_time_s": "120",
     }  # fmt: skip
     dashboard = free_port()
     command = [
-        str(program), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
+        program, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=1", "--num-gpus=0",
         f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
         "--object-store-memory=100000000",
@@ -244,23 +244,23 @@ def wait_for_ray(address: str, process: subprocess.Popen[bytes], log: Path) -> N
         try:
             JobSubmissionClient(address).list_jobs()
             return
-        except Exception:  # whatever a dashboard answers that is half started
+        except Exception:  # a starting dashboard raises errors of many types
             time.sleep(0.5)
     raise AssertionError(log.read_text()[-3000:])
 
 
 @pytest.mark.slow
-def test_a_ray_job_trains_and_its_lines_arrive_in_the_run(ray_cluster: str, tmp_path: Path) -> None:
+def test_a_ray_job_trains_and_its_log_lines_reach_the_run(ray_cluster: str, tmp_path: Path) -> None:
     settings = profile(launcher__kind="ray", launcher__ray__address=ray_cluster, launcher__ray__gpus=0)
     job, uri = make_job(tmp_path, settings)
-    lines = train_by(settings, str(tmp_path), uri, job)
+    lines = launch_training(settings, str(tmp_path), uri, job)
     assert any("step 4/4 loss" in line and "dev mean IoU" in line for line in lines)
     assert any("/checkpoints/" in line for line in lines)
     assert (tmp_path / "mask_model" / "model.json").is_file()
-    assert registry.find(uri, settings, "challenger") == "1"
+    assert registry.find_version(uri, settings, "challenger") == "1"
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_that_is_not_there_is_said_in_one_line() -> None:
+def test_an_unreachable_ray_cluster_raises_one_line() -> None:
     with pytest.raises(LaunchError, match=r"launcher\.ray\.address http://127\.0\.0\.1:9: "):
-        train_by(profile(launcher__kind="ray", launcher__ray__address="http://127.0.0.1:9"))
+        launch_training(profile(launcher__kind="ray", launcher__ray__address="http://127.0.0.1:9"))

@@ -1,4 +1,4 @@
-"""Trainings that die under Dagster go on from their last checkpoint, whoever starts them again."""
+"""A killed training resumes from its last checkpoint, in a retry or in a later Dagster run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ import pytest
 import yaml
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.learn import launch
-from bananagrams_assets.stages.stage import StageResult, write_receipt
+from bananagrams_assets.graph import SPLIT_INDEX
+from bananagrams_assets.learn import job_file, tracking, unfinished
+from bananagrams_assets.stages.receipts import write_receipt
+from bananagrams_assets.stages.stage import StageResult
 from bananagrams_assets.storage.store import Store
 
 from ..learn.tiny import make_dataset, profile
@@ -35,62 +37,66 @@ def settings(tmp_path: Path) -> Profile:
 
 @pytest.fixture
 def store(settings: Profile) -> Store:
-    """A dataset whose index counts as built."""
+    """Return a store with a dataset and the receipts of its split indexes."""
     store = make_dataset(Path(str(settings.store.url)))
     for split in settings.splits.by_name():
-        write_receipt(store, settings, "split_index", split, StageResult({}, content=f"{split}-1"), {})
+        write_receipt(store, settings, SPLIT_INDEX, split, StageResult({}, content=f"{split}-1"), {})
     return store
 
 
-def started(settings: Profile, *words: str) -> subprocess.Popen[str]:
-    """`bananagrams train`, its lines to be read as they come."""
+def start_training(settings: Profile, *options: str) -> subprocess.Popen[str]:
+    """Start `bananagrams train` with its output in a pipe."""
     home = Path(os.environ["DAGSTER_HOME"])
     home.mkdir(exist_ok=True)
     file = home / "profile.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    command = [sys.executable, "-u", "-m", "bananagrams_assets.cli", "train", "--profile", str(file), *words]
+    command = [
+        sys.executable, "-u", "-m", "bananagrams_assets.cli", "train", "--profile", str(file), *options,
+    ]  # fmt: skip
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
-def until(lines: Iterator[str], mark: str, step: int) -> None:
-    """Read on to the checkpoint of this step or a later one."""
-    seen = []
+def wait_for_checkpoint(lines: Iterator[str], step: int) -> None:
+    """Read lines until a checkpoint of this step or a later one is reported."""
+    output = []
     for line in lines:
-        seen.append(line)
-        if line.startswith(mark) and int(line.rstrip().rpartition("-")[2]) >= step:
+        output.append(line)
+        if line.startswith("checkpoint ") and int(line.rstrip().rpartition("-")[2]) >= step:
             return
-    raise AssertionError("".join(seen)[-3000:])
+    raise AssertionError("".join(output)[-3000:])
 
 
-def trainings(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that train, not the torchrun above them."""
+def training_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the training processes below `process`, without their torchrun parent."""
     children = psutil.Process(process.pid).children(recursive=True)
     return [child for child in children if "torch.distributed.run" not in child.cmdline()
             and "bananagrams_assets.learn.train" in child.cmdline()]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_a_killed_dagster_lose_no_checkpoint(settings: Profile, store: Store) -> None:
-    with started(settings) as process:
+def test_a_training_resumes_after_its_worker_and_its_dagster_run_were_killed(
+    settings: Profile, store: Store
+) -> None:
+    with start_training(settings) as process:
         assert process.stdout is not None
-        until(process.stdout, "checkpoint ", 10)
-        orphans = trainings(process)
+        wait_for_checkpoint(process.stdout, 10)
+        orphans = training_processes(process)
         process.send_signal(signal.SIGKILL)
         process.wait(60)
-    # The training notices that nobody waits for it, writes a checkpoint and leaves.
+    # The training detects that its launcher is gone, writes a checkpoint and exits.
     assert orphans
     assert not psutil.wait_procs(orphans, timeout=60)[1]
-    note = json.loads(store.read(launch.UNFINISHED))
-    left_at = launch.last_checkpoint(store, note["mlflow_run_id"])
-    assert left_at is not None
+    note = json.loads(store.read(unfinished.UNFINISHED))
+    last_name = unfinished.last_checkpoint(store, note["mlflow_run_id"])
+    assert last_name is not None
 
-    with started(settings) as process:
+    with start_training(settings) as process:
         assert process.stdout is not None
-        until(process.stdout, "checkpoint ", int(left_at.rpartition("-")[2]) + 5)
-        (worker,) = trainings(process)
+        wait_for_checkpoint(process.stdout, int(last_name.rpartition("-")[2]) + 5)
+        (worker,) = training_processes(process)
         worker.send_signal(signal.SIGKILL)
         rest = process.stdout.read()
         assert process.wait(300) == 0, rest[-3000:]
@@ -99,7 +105,7 @@ def test_a_killed_worker_and_a_killed_dagster_lose_no_checkpoint(settings: Profi
     assert resumed
     assert "steps 0 to 60" not in rest
 
-    client = mlflow.MlflowClient(launch.default_tracking_uri(str(settings.store.url)))
+    client = mlflow.MlflowClient(tracking.default_tracking_uri(str(settings.store.url)))
     experiment = client.get_experiment_by_name("bananagrams")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
@@ -109,8 +115,8 @@ def test_a_killed_worker_and_a_killed_dagster_lose_no_checkpoint(settings: Profi
     assert [
         int(version.version) for version in client.search_model_versions("name = 'bananagrams-mask'")
     ] == [1]
-    assert not store.exists(launch.UNFINISHED)
-    assert not store.list(f"{launch.OUTPUT}/jobs/")
+    assert not store.exists(unfinished.UNFINISHED)
+    assert not store.list(f"{job_file.OUTPUT}/jobs/")
 
     with dg.DagsterInstance.get() as instance:
         last = instance.get_run_records(dg.RunsFilter(job_name="train_model"), limit=1)[0].dagster_run
@@ -118,17 +124,15 @@ def test_a_killed_worker_and_a_killed_dagster_lose_no_checkpoint(settings: Profi
         events = [record.event_log_entry.dagster_event for record in records]
         assert any(event is not None and event.is_step_restarted for event in events)
         messages = [record.event_log_entry.user_message for record in records]
-        assert sum("going on with MLflow run" in message for message in messages) == 2
+        assert sum("continuing MLflow run" in message for message in messages) == 2
         assert any("dev mean IoU" in message for message in messages)
 
 
 @pytest.mark.slow
-def test_a_reason_that_a_person_can_mend_is_told_once_and_not_tried_again(
-    settings: Profile, store: Store
-) -> None:
-    with started(settings, "--set", "train.min_confidence=0.99") as process:
+def test_a_failure_that_a_retry_cannot_fix_is_not_retried(settings: Profile, store: Store) -> None:
+    with start_training(settings, "--set", "train.min_confidence=0.99") as process:
         out, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "no training sample is left" in out
     assert out.count("MLflow run ") <= 1
-    assert not store.exists(launch.UNFINISHED)
+    assert not store.exists(unfinished.UNFINISHED)

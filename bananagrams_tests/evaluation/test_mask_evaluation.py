@@ -14,16 +14,12 @@ from PIL import Image
 from bananagrams_assets.cli import main
 from bananagrams_assets.config import Profile, SampleSettings
 from bananagrams_assets.evaluation import mask_check
+from bananagrams_assets.evaluation.cases import EvaluationError, read_cases
 from bananagrams_assets.evaluation.mask_check import mask_ious, measured_mask_ious
-from bananagrams_assets.evaluation.mask_evaluation import (
-    EvaluationError,
-    PairScore,
-    read_cases,
-    score_folder,
-    summarise_scores,
-    write_evaluation,
-)
-from bananagrams_assets.sample.make import make_sample
+from bananagrams_assets.evaluation.mask_evaluation import PairScore, score_folder, summarise_scores
+from bananagrams_assets.evaluation.scores_page import write_evaluation
+from bananagrams_assets.graph import ALIGNED_PAIRS, EDIT_MASKS
+from bananagrams_assets.sample.sample_folder import make_sample
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_tests.vision.images import box, textured
 
@@ -37,7 +33,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def named(tmp_path: Path) -> Path:
-    """A pair with a patch, one with nothing changed, by the names of their files alone."""
+    """Write a pair with a patch and one without a change, identified only by their file names."""
     folder = tmp_path / "named"
     (folder / "more").mkdir(parents=True)
     for number, (name, edited) in enumerate((("patch", True), ("more/same", False))):
@@ -47,13 +43,13 @@ def named(tmp_path: Path) -> Path:
         Image.fromarray(before).save(folder / f"{name}.before.png")
         Image.fromarray(after.astype(np.uint8)).save(folder / f"{name}.after.png")
         Image.fromarray(truth.astype(np.uint8) * 255).save(folder / f"{name}.truth.png")
-    said = {
+    metadata = {
         "family": "patch",
         "strength": 0,
         "homography": [1, 0, 0, 0, 1, 0, 0, 0, 1],
         "text": "<b>Swap</b> it.",
     }
-    (folder / "patch.json").write_text(json.dumps(said))
+    (folder / "patch.json").write_text(json.dumps(metadata))
     return folder
 
 
@@ -61,7 +57,7 @@ def _quiet(line: str) -> None:
     pass
 
 
-def test_a_made_sample_is_scored_by_family_and_strength(sample: Path) -> None:
+def test_made_sample_is_scored_by_family_and_strength(sample: Path) -> None:
     cases = read_cases(sample)
     assert [case.name for case in cases] == [str(number) for number in range(1, 9)]
     summary = summarise_scores(score_folder(cases, Profile(), 1, _quiet))
@@ -73,12 +69,12 @@ def test_a_made_sample_is_scored_by_family_and_strength(sample: Path) -> None:
     assert summary["corner_px"]["pairs"] == 8 - summary["not_aligned"]
 
 
-def test_scores_do_not_depend_on_the_number_of_processes(sample: Path) -> None:
+def test_scores_do_not_depend_on_the_number_of_workers(sample: Path) -> None:
     cases = read_cases(sample)[:4]
     assert score_folder(cases, Profile(), 1, _quiet) == score_folder(cases, Profile(), 2, _quiet)
 
 
-def test_pairs_may_be_named_by_their_files_alone(named: Path) -> None:
+def test_pairs_may_be_identified_by_file_names(named: Path) -> None:
     cases = read_cases(named)
     assert [case.name for case in cases] == ["more/same", "patch"]
     same, patch = score_folder(cases, Profile(), 1, _quiet)
@@ -89,7 +85,7 @@ def test_pairs_may_be_named_by_their_files_alone(named: Path) -> None:
     assert patch.corner_px < 0.5
 
 
-def test_the_page_needs_no_other_file_and_shows_the_worst_first(named: Path, tmp_path: Path) -> None:
+def test_page_needs_no_other_file_and_shows_the_worst_pairs_first(named: Path, tmp_path: Path) -> None:
     cases = read_cases(named)
     scores = score_folder(cases, Profile(), 1, _quiet)
     page = write_evaluation(cases, scores, Profile(), tmp_path / "scores").read_text(encoding="utf-8")
@@ -103,13 +99,13 @@ def test_the_page_needs_no_other_file_and_shows_the_worst_first(named: Path, tmp
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["pairs"] == 2
 
 
-def test_a_pair_that_cannot_be_read_is_a_row_with_its_reason(named: Path) -> None:
+def test_unreadable_pair_has_a_row_with_the_problem(named: Path) -> None:
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(named / "patch.truth.png")
     (named / "more" / "same.after.png").write_bytes(b"<html>")
     scores = score_folder(read_cases(named), Profile(), 1, _quiet)
     summary = summarise_scores(scores)
     assert "starts with '<html>'" in summary["not_read"]["more/same"]
-    assert summary["not_read"]["patch"] == "the true mask has 5 x 5 px, the picture 240 x 180 px"
+    assert summary["not_read"]["patch"] == "the true mask has 5 x 5 px, the before image 240 x 180 px"
     assert summary["local"] == {
         "pairs": 0,
         "iou": None,
@@ -120,7 +116,7 @@ def test_a_pair_that_cannot_be_read_is_a_row_with_its_reason(named: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "patch.truth.png").unlink(), r"patch\.truth\.png is missing"),
         (lambda folder: (folder / "patch.after.png").unlink(), r"has no patch\.after"),
@@ -131,20 +127,22 @@ def test_a_pair_that_cannot_be_read_is_a_row_with_its_reason(named: Path) -> Non
         (lambda folder: (folder / "truth.jsonl").write_text("{}\n"), r"sft\.jsonl is missing"),
     ],
 )
-def test_a_folder_that_cannot_be_evaluated_names_the_file(named: Path, spoil: Any, words: str) -> None:
-    spoil(named)
-    with pytest.raises(EvaluationError, match=words):
+def test_error_of_an_invalid_folder_names_the_file(named: Path, damage: Any, message: str) -> None:
+    damage(named)
+    with pytest.raises(EvaluationError, match=message):
         read_cases(named)
 
 
-def test_a_folder_without_pairs_says_how_one_looks(tmp_path: Path) -> None:
+def test_error_of_an_empty_folder_describes_the_file_names(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"NAME\.truth\.png"):
         read_cases(tmp_path)
 
 
-def test_a_wrong_verdict_and_a_wrong_alignment_are_counted() -> None:
-    def score(truth: str, verdict: str, corner: float | None, sure: float, iou: float) -> PairScore:
-        return PairScore("n", "f", 1.0, truth, verdict, True, "", iou, 1, 1, 1, 0.1, corner, sure, sure)
+def test_wrong_verdicts_and_wrong_alignments_are_counted() -> None:
+    def score(truth: str, verdict: str, corner_px: float | None, confidence: float, iou: float) -> PairScore:
+        return PairScore(
+            "n", "f", 1.0, truth, verdict, True, "", iou, 1, 1, 1, 0.1, corner_px, confidence, confidence
+        )
 
     summary = summarise_scores(
         [
@@ -164,30 +162,34 @@ def test_a_wrong_verdict_and_a_wrong_alignment_are_counted() -> None:
     assert summary["false_area"] == {"pairs": 1, "mean": 0.1, "max": 0.1}
 
 
-def test_the_command_prints_and_writes_the_scores(named: Path, tmp_path: Path) -> None:
+def test_command_prints_and_writes_the_scores(named: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         main, ["evaluate-masks", str(named), "--output", str(tmp_path / "out"), "--workers", "1"]
     )
     assert done.exit_code == 0, done.output
-    assert "truth local: found local 1" in done.output
+    assert "true verdict local: predicted local 1" in done.output
     assert (tmp_path / "out" / "index.html").is_file()
     empty = CliRunner().invoke(
         main, ["evaluate-masks", str(tmp_path / "out"), "--output", str(tmp_path / "x")]
     )
     assert empty.exit_code == 1
-    assert "holds no pairs" in empty.output
+    assert "has no pairs" in empty.output
 
 
-def test_the_check_tells_good_settings_from_bad_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_distinguishes_good_settings_from_bad_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_check, "PAIRS", 2)
-    values = [iou for found in mask_ious(Profile()).values() for iou in found]
+    values = [iou for ious in mask_ious(Profile()).values() for iou in ious]
     assert len(values) == 2
     assert np.mean(values) > Profile().checks.min_mask_iou
     blind = Profile.model_validate({"mask": {"threshold_high": 300.0}})
-    assert np.mean([iou for found in mask_ious(blind).values() for iou in found]) < 0.1
+    assert np.mean([iou for ious in mask_ious(blind).values() for iou in ious]) < 0.1
 
 
-def test_the_check_measures_once_for_each_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def code_versions(profile: Profile) -> dict[str, str]:
+    return {stage.name: stage.code_version(profile) for stage in (ALIGNED_PAIRS, EDIT_MASKS)}
+
+
+def test_check_measures_once_for_each_code_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def measure(profile: Profile) -> dict[str, list[float]]:
@@ -198,8 +200,8 @@ def test_the_check_measures_once_for_each_settings(tmp_path: Path, monkeypatch: 
     store = LocalStore(tmp_path)
     wider = Profile.model_validate({"mask": {"close_px": 11}})
     for profile in (Profile(), Profile(), wider, wider):
-        assert measured_mask_ious(store, profile, _quiet) == {"add": [0.9]}
+        assert measured_mask_ious(store, profile, code_versions(profile), _quiet) == {"add": [0.9]}
     assert calls == [9, 11]
     store.write("checks/mask_iou.json", b"[]")
-    measured_mask_ious(store, wider, _quiet)
+    measured_mask_ious(store, wider, code_versions(wider), _quiet)
     assert calls == [9, 11, 11]

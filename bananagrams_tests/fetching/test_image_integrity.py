@@ -1,5 +1,3 @@
-"""Whether bytes are a whole picture."""
-
 from __future__ import annotations
 
 import io
@@ -12,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bananagrams_assets.fetching.image_integrity import check_whole, ends_well, may_be_cut
+from bananagrams_assets.fetching.image_integrity import check_complete, has_end, may_be_truncated
 from bananagrams_assets.vision.images import ImageError, Probe
 
 SIDE = 320
@@ -37,16 +35,14 @@ def png_of(pieces: list[bytes]) -> bytes:
     st.lists(st.sampled_from([0, 1, 5_120, 9_000, 2**17 + 1]), max_size=3),
     st.integers(0, 2**32), st.integers(0, 2**32), st.integers(1, 255),
 )  # fmt: skip
-def test_a_png_is_whole_until_a_byte_is_missing_or_another(
-    sizes: list[int], cut: int, at: int, flip: int
-) -> None:
+def test_a_truncated_or_corrupted_png_is_detected(sizes: list[int], cut: int, offset: int, flip: int) -> None:
     data = png_of([bytes(size) for size in sizes])
-    assert ends_well(data)
-    assert ends_well(memoryview(data))
-    assert not ends_well(data[: cut % len(data)])
-    other = bytearray(data)
-    other[at % len(data)] ^= flip
-    assert not ends_well(bytes(other))
+    assert has_end(data)
+    assert has_end(memoryview(data))
+    assert not has_end(data[: cut % len(data)])
+    corrupted = bytearray(data)
+    corrupted[offset % len(data)] ^= flip
+    assert not has_end(bytes(corrupted))
 
 
 @given(
@@ -56,17 +52,17 @@ def test_a_png_is_whole_until_a_byte_is_missing_or_another(
     st.lists(st.tuples(st.integers(0, 2**32), st.integers(1, 255)), max_size=3),
     st.binary(max_size=20),
 )  # fmt: skip
-def test_chunks_of_one_length_are_checked_like_any_others(
-    runs: list[tuple[int, int, bytes]], flips: list[tuple[int, int]], behind: bytes
+def test_runs_of_equal_chunks_match_a_chunk_by_chunk_check(
+    runs: list[tuple[int, int, bytes]], flips: list[tuple[int, int]], trailing: bytes
 ) -> None:
     pieces = [start + bytes(size) for count, size, start in runs for _ in range(count)]
-    data = bytearray(png_of(pieces) + behind)
-    for at, flip in flips:
-        data[8 + at % (len(data) - 8)] ^= flip
-    assert ends_well(bytes(data)) == chunks_are_right(bytes(data))
+    data = bytearray(png_of(pieces) + trailing)
+    for offset, flip in flips:
+        data[8 + offset % (len(data) - 8)] ^= flip
+    assert has_end(bytes(data)) == crcs_match(bytes(data))
 
 
-def chunks_are_right(data: bytes) -> bool:
+def crcs_match(data: bytes) -> bool:
     position = 8
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
@@ -80,24 +76,24 @@ def chunks_are_right(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_large_image_is_known_by_its_beginning_and_its_end(kind: str) -> None:
+def test_large_images_are_checked_by_header_and_end(kind: str) -> None:
     data = encoded(kind, quality=100) if kind == "JPEG" else encoded(kind)
     assert len(data) > 2**17
-    assert check_whole(memoryview(data), SIDE * SIDE) == Probe(kind, SIDE, SIDE)
-    assert may_be_cut(data[:-5000])
+    assert check_complete(memoryview(data), SIDE * SIDE) == Probe(kind, SIDE, SIDE)
+    assert may_be_truncated(data[:-5000])
     with pytest.raises(ImageError, match=r"broken|truncated"):
-        check_whole(data[:-5000], SIDE * SIDE)
+        check_complete(data[:-5000], SIDE * SIDE)
     with pytest.raises(ImageError, match="too large"):
-        check_whole(data, SIDE * SIDE - 1)
+        check_complete(data, SIDE * SIDE - 1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_header_longer_than_usual_is_read_to_its_end(kind: str) -> None:
+def test_a_header_over_64_kib_is_read(kind: str) -> None:
     profile = {"icc_profile": np.random.default_rng(1).bytes(200_000)}
-    assert check_whole(encoded(kind, **profile), SIDE * SIDE) == Probe(kind, SIDE, SIDE)
+    assert check_complete(encoded(kind, **profile), SIDE * SIDE) == Probe(kind, SIDE, SIDE)
 
 
-def test_what_follows_the_end_of_a_jpeg_does_not_hide_it() -> None:
+def test_trailing_bytes_do_not_hide_the_end_of_a_jpeg() -> None:
     data = encoded("JPEG")
-    assert ends_well(data + bytes(300_000))
-    assert not ends_well(data[:-2] + bytes(300_000))
+    assert has_end(data + bytes(300_000))
+    assert not has_end(data[:-2] + bytes(300_000))

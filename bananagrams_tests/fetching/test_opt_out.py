@@ -16,7 +16,7 @@ from bananagrams_assets.fetching.opt_out import opt_out
         ["unavailable_after: 25 Jun 2030 15:00:00 GMT, noai"], ["max-snippet: 20, noindex"],
     ],
 )  # fmt: skip
-def test_these_opt_out(values: list[str]) -> None:
+def test_directives_that_opt_out(values: list[str]) -> None:
     assert opt_out(values)
 
 
@@ -27,16 +27,16 @@ def test_these_opt_out(values: list[str]) -> None:
         ["nosnippet, noarchive"], ["max-image-preview: none"], ["otherbot: noai, bananagrams: all"],
     ],
 )  # fmt: skip
-def test_these_do_not(values: list[str]) -> None:
+def test_directives_that_do_not_opt_out(values: list[str]) -> None:
     assert opt_out(values) is None
 
 
-def test_a_reservation_of_rights_opts_out() -> None:
+def test_a_tdm_reservation_opts_out() -> None:
     assert opt_out([], "1") == "TDM-Reservation: 1"
     assert opt_out([], "0") is None
 
 
 @given(st.lists(st.text()), st.none() | st.text())
-def test_any_header_is_read(values: list[str], reservation: str | None) -> None:
-    found = opt_out(values, reservation)
-    assert found is None or ":" in found
+def test_any_header_value_is_parsed(values: list[str], reservation: str | None) -> None:
+    directive = opt_out(values, reservation)
+    assert directive is None or ":" in directive

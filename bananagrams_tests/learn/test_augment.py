@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bananagrams_assets.config import AugmentSettings
-from bananagrams_assets.learn.augment import Plane, augment, can_mirror, mirror_words, names_a_place
+from bananagrams_assets.learn.augment import Plane, augment, can_mirror, mirror_text, names_position
 
 FLIP = AugmentSettings(flip=1, crop=0, color=0, blur=0)
 CROP = AugmentSettings(flip=0, crop=0.5, color=0, blur=0)
@@ -23,28 +23,28 @@ CROP = AugmentSettings(flip=0, crop=0.5, color=0, blur=0)
         ("Remove the dog.", "Remove the dog."),
     ],
 )
-def test_mirror_swaps_the_sides_in_the_words(text: str, mirrored: str) -> None:
-    assert mirror_words(text) == mirrored
+def test_mirror_text_swaps_sides(text: str, mirrored: str) -> None:
+    assert mirror_text(text) == mirrored
 
 
 @given(st.lists(st.sampled_from(["left", "Right", "LEFT", "clockwise", "counterclockwise", "dog", "the"])))
-def test_two_mirrors_give_the_words_back(words: list[str]) -> None:
+def test_mirroring_twice_restores_the_text(words: list[str]) -> None:
     text = " ".join(words)
-    assert mirror_words(mirror_words(text)) == text
+    assert mirror_text(mirror_text(text)) == text
 
 
 def planes(height: int = 8, width: int = 12) -> tuple[Plane, Plane, Plane]:
     columns = np.arange(width, dtype=np.uint8)
     image = np.broadcast_to(columns[None, :, None] * 20, (height, width, 3)).astype(np.uint8)
     mask = np.broadcast_to(columns < 4, (height, width)).astype(np.uint8)
-    known = np.broadcast_to(columns < 10, (height, width)).astype(np.uint8)
-    return image, mask, known
+    valid = np.broadcast_to(columns < 10, (height, width)).astype(np.uint8)
+    return image, mask, valid
 
 
-def test_a_flip_mirrors_image_mask_known_and_words_together() -> None:
-    image, mask, known = planes()
-    flipped = augment(image, mask, known, "Tint the left third.", FLIP, np.random.default_rng(0))
-    for before, after in zip((image, mask, known), flipped[:3], strict=True):
+def test_flip_mirrors_image_mask_valid_and_text() -> None:
+    image, mask, valid = planes()
+    flipped = augment(image, mask, valid, "Tint the left third.", FLIP, np.random.default_rng(0))
+    for before, after in zip((image, mask, valid), flipped[:3], strict=True):
         assert np.array_equal(after, before[:, ::-1])
     assert flipped[3] == "Tint the right third."
 
@@ -63,9 +63,9 @@ def test_a_flip_mirrors_image_mask_known_and_words_together() -> None:
         "Take away the leftovers",
     ],
 )
-def test_lettering_and_words_that_are_no_sides_are_not_mirrored(text: str) -> None:
-    image, mask, known = planes()
-    same = augment(image, mask, known, text, FLIP, np.random.default_rng(0))
+def test_no_flip_for_lettering_and_for_left_or_right_in_another_sense(text: str) -> None:
+    image, mask, valid = planes()
+    same = augment(image, mask, valid, text, FLIP, np.random.default_rng(0))
     assert np.array_equal(same[0], image)
     assert same[3] == text
 
@@ -78,30 +78,30 @@ def test_lettering_and_words_that_are_no_sides_are_not_mirrored(text: str) -> No
         "Remove the dog that is left of the door",
     ],
 )
-def test_sides_and_apostrophes_may_be_mirrored(text: str) -> None:
+def test_sides_and_apostrophes_allow_a_flip(text: str) -> None:
     assert can_mirror(text)
 
 
 @pytest.mark.parametrize(
     "text", ["the top left", "left half", "in the centre", "the right-most cup", "corners"]
 )
-def test_words_that_name_a_place_forbid_a_crop(text: str) -> None:
-    assert names_a_place(text)
-    image, mask, known = planes()
-    same = augment(image, mask, known, text, CROP, np.random.default_rng(0))
-    assert all(np.array_equal(a, b) for a, b in zip((image, mask, known), same[:3], strict=True))
+def test_no_crop_if_the_text_names_a_position(text: str) -> None:
+    assert names_position(text)
+    image, mask, valid = planes()
+    same = augment(image, mask, valid, text, CROP, np.random.default_rng(0))
+    assert all(np.array_equal(a, b) for a, b in zip((image, mask, valid), same[:3], strict=True))
 
 
-def test_a_crop_cuts_image_and_mask_at_the_same_place() -> None:
+def test_image_and_mask_have_the_same_crop() -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 20:40] = 1
     image = np.repeat(mask[..., None] * np.uint8(255), 3, 2)
     for seed in range(20):
-        cut, cut_mask, known, _ = augment(
+        cut, cut_mask, valid, _ = augment(
             image, mask, np.ones_like(mask), "Remove the dog.", CROP, np.random.default_rng(seed)
         )
         assert cut.shape == (64, 64, 3)
-        assert known.all()
+        assert valid.all()
         disagree = (cut[..., 0] >= 128) != cut_mask.astype(bool)
         assert disagree.mean() < 0.05  # interpolated edges only
 
@@ -109,9 +109,7 @@ def test_a_crop_cuts_image_and_mask_at_the_same_place() -> None:
 @given(
     st.integers(0, 60), st.integers(0, 60), st.integers(4, 64), st.integers(4, 64), st.integers(0, 2**32 - 1)
 )
-def test_a_crop_never_cuts_off_what_is_edited(
-    top: int, left: int, height: int, width: int, seed: int
-) -> None:
+def test_crop_contains_the_mask(top: int, left: int, height: int, width: int, seed: int) -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[top : top + height, left : left + width] = 255
     image = np.repeat(mask[..., None], 3, 2)
@@ -119,29 +117,29 @@ def test_a_crop_never_cuts_off_what_is_edited(
         image, mask, np.ones_like(mask), "Remove the dog.", CROP, np.random.default_rng(seed)
     )
     shown = mask.any(1).sum() * mask.any(0).sum()
-    # A crop enlarges: what fits in the window grows, and what does not fill it all.
+    # A crop is enlarged: a mask that fits in it grows, a larger one fills it.
     assert cut.sum() / 255 >= 0.8 * min(shown, 32 * 32)
 
 
-def test_dropped_words_leave_an_empty_instruction() -> None:
-    image, mask, known = planes()
+def test_drop_words_empties_the_instruction() -> None:
+    image, mask, valid = planes()
     settings = AugmentSettings(flip=0, crop=0, color=0, blur=0, drop_words=1)
-    same = augment(image, mask, known, "Tint the left half.", settings, np.random.default_rng(0))
+    same = augment(image, mask, valid, "Tint the left half.", settings, np.random.default_rng(0))
     assert same[3] == ""
     assert np.array_equal(same[1], mask)
 
 
-def test_colour_changes_the_image_alone() -> None:
-    image, mask, known = planes()
+def test_color_changes_only_the_image() -> None:
+    image, mask, valid = planes()
     settings = AugmentSettings(flip=0, crop=0, color=0.5, blur=1)
-    changed = augment(image, mask, known, "x", settings, np.random.default_rng(1))
+    changed = augment(image, mask, valid, "x", settings, np.random.default_rng(1))
     assert not np.array_equal(changed[0], image)
     assert changed[0].dtype == np.uint8
     assert changed[1] is mask
-    assert changed[2] is known
+    assert changed[2] is valid
 
 
-def test_the_same_seed_gives_the_same_sample() -> None:
+def test_same_seed_gives_the_same_sample() -> None:
     first, second = (
         augment(*planes(), "Remove the dog.", AugmentSettings(), np.random.default_rng(7)) for _ in range(2)
     )

@@ -42,7 +42,7 @@ def fresh() -> tuple[MaskNet, torch.optim.Optimizer]:
 Trained = tuple[MaskNet, torch.optim.Optimizer]
 
 
-def test_network_optimizer_and_state_come_back_bit_by_bit(trained: Trained, store: Store) -> None:
+def test_network_optimizer_and_state_are_restored_bit_by_bit(trained: Trained, store: Store) -> None:
     checkpoint.save(store, "c/run-000002", *trained, {"step": 2})
     net, optimizer = fresh()
     state = checkpoint.load(store, "c/run-000002", net, optimizer)
@@ -56,21 +56,21 @@ def test_network_optimizer_and_state_come_back_bit_by_bit(trained: Trained, stor
             assert torch.equal(found[index][name], value)
 
 
-def test_a_checkpoint_is_found_by_its_path_too(trained: Trained, store: Store, tmp_path: Path) -> None:
+def test_checkpoint_is_found_by_its_path(trained: Trained, store: Store, tmp_path: Path) -> None:
     checkpoint.save(store, "c/run-000002", *trained, {"step": 2})
     elsewhere = open_store(str(tmp_path / "elsewhere"))
     assert checkpoint.exists(elsewhere, str(tmp_path / "c/run-000002"))
     assert checkpoint.load(elsewhere, str(tmp_path / "c/run-000002"), fresh()[0])["step"] == 2
 
 
-def test_another_architecture_is_refused_with_what_differs(trained: Trained, store: Store) -> None:
+def test_error_for_another_architecture_names_the_difference(trained: Trained, store: Store) -> None:
     checkpoint.save(store, "c/run-000002", *trained, {"step": 2})
     other = MaskNet(profile(model__text_width=16).model)
-    with pytest.raises(CheckpointError, match=r"run-000002 is of another architecture: 1 of .*words.project"):
+    with pytest.raises(CheckpointError, match=r"run-000002 has another architecture: 1 of .*words.project"):
         checkpoint.load(store, "c/run-000002", other)
 
 
-def test_a_checkpoint_without_its_state_is_not_there(trained: Trained, store: Store) -> None:
+def test_checkpoint_without_state_does_not_exist(trained: Trained, store: Store) -> None:
     checkpoint.save(store, "c/run-000002", *trained, {"step": 2})
     store.delete("c/run-000002/state.json")
     assert not checkpoint.exists(store, "c/run-000002")
@@ -78,7 +78,7 @@ def test_a_checkpoint_without_its_state_is_not_there(trained: Trained, store: St
         checkpoint.load(store, "c/run-000002", fresh()[0])
 
 
-def test_a_damaged_file_is_noticed(trained: Trained, store: Store) -> None:
+def test_damaged_file_is_an_error(trained: Trained, store: Store) -> None:
     checkpoint.save(store, "c/run-000002", *trained, {"step": 2})
     data = bytearray(store.read("c/run-000002/model.safetensors"))
     data[-1] ^= 1
@@ -87,14 +87,14 @@ def test_a_damaged_file_is_noticed(trained: Trained, store: Store) -> None:
         checkpoint.load(store, "c/run-000002", fresh()[0])
 
 
-def test_weights_alone_cannot_be_gone_on_from(trained: Trained, store: Store) -> None:
+def test_checkpoint_without_optimizer_cannot_be_resumed(trained: Trained, store: Store) -> None:
     checkpoint.save(store, "c/run-best", trained[0], None, {"step": 2})
     net, optimizer = fresh()
-    with pytest.raises(CheckpointError, match="holds no optimizer"):
+    with pytest.raises(CheckpointError, match="has no optimizer"):
         checkpoint.load(store, "c/run-best", net, optimizer)
 
 
-def test_only_the_last_and_the_best_are_kept(trained: Trained, store: Store) -> None:
+def test_prune_keeps_the_last_and_the_best(trained: Trained, store: Store) -> None:
     for name in ("run-900000", "run-950000", "run-1000000", "run-best", "old-000009"):
         store.write(f"c/{name}/state.json", b"{}")
         store.write(f"c/{name}/model.safetensors", b"x")
@@ -105,7 +105,7 @@ def test_only_the_last_and_the_best_are_kept(trained: Trained, store: Store) -> 
     assert {name.split("/")[1] for name in store.list("c/")} == {"run-950000", "run-1000000", "run-best"}
 
 
-def test_a_frozen_tower_is_stored_at_half_precision_and_comes_back_exactly(store: Store) -> None:
+def test_frozen_tower_is_stored_in_half_precision_without_loss(store: Store) -> None:
     settings = ModelSettings.model_validate(
         {
             **profile().model.model_dump(),
@@ -115,7 +115,7 @@ def test_a_frozen_tower_is_stored_at_half_precision_and_comes_back_exactly(store
     )
     net, other = MaskNet(settings), MaskNet(settings)
     checkpoint.save(store, "c/run-best", net, None, {})
-    tower = [v for k, v in checkpoint.weights_of(net).items() if k.startswith("text.tower.")]
+    tower = [v for k, v in checkpoint.model_weights(net).items() if k.startswith("text.tower.")]
     assert tower
     assert {value.dtype for value in tower} == {torch.float16}
     checkpoint.load(store, "c/run-best", other)
@@ -124,7 +124,7 @@ def test_a_frozen_tower_is_stored_at_half_precision_and_comes_back_exactly(store
     assert torch.equal(net(images, ["a red cat"]), other(images, ["a red cat"]))
 
 
-def test_state_is_plain_json(trained: Trained, store: Store) -> None:
+def test_state_is_json(trained: Trained, store: Store) -> None:
     checkpoint.save(store, "c/run-000002", *trained, {"step": 2})
     assert set(json.loads(store.read("c/run-000002/state.json"))["files"]) == {
         "model.safetensors",

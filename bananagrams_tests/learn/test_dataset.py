@@ -15,50 +15,52 @@ from torch.utils.data import DataLoader
 from bananagrams_assets.config import AugmentSettings
 from bananagrams_assets.learn.dataset import (
     DatasetError,
-    Steps,
+    StepSampler,
     TrainingSet,
-    addresses,
-    draw_polygon,
-    loader,
+    data_loader,
+    decode_sample,
     open_split,
+    step_indices,
 )
 from bananagrams_assets.learn.stream import stream_split
-from bananagrams_assets.storage.tables import SHARDS, write_table
+from bananagrams_assets.storage.tables import SHARDS_COLUMNS, write_table
 
 from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile, sample_parts, write_shard
 
 
 @given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
-def test_every_epoch_holds_each_sample_once(samples: int, each: int, world: int, seed: int) -> None:
-    batch, epochs = each * world, 3
-    seen = []
-    for step in range(-(-samples * epochs // batch)):
-        parts = [addresses(samples, batch, seed, step, rank, world) for rank in range(world)]
-        assert {len(part) for part in parts} == {each}
-        seen += [part[i] for i in range(each) for part in parts]
+def test_every_epoch_has_each_sample_once(samples: int, share: int, world_size: int, seed: int) -> None:
+    batch_size, epochs = share * world_size, 3
+    pairs = []
+    for step in range(-(-samples * epochs // batch_size)):
+        parts = [
+            step_indices(samples, batch_size, seed, step, rank, world_size) for rank in range(world_size)
+        ]
+        assert {len(part) for part in parts} == {share}
+        pairs += [part[i] for i in range(share) for part in parts]
     for epoch in range(epochs):
-        assert sorted(index for at, index in seen if at == epoch) == list(range(samples))
-    assert [at for at, _ in seen] == sorted(at for at, _ in seen)
+        assert sorted(index for number, index in pairs if number == epoch) == list(range(samples))
+    assert [number for number, _ in pairs] == sorted(number for number, _ in pairs)
 
 
-def test_ranks_share_the_steps_of_one_process() -> None:
-    alone = addresses(100, 8, 3, 20, 0, 1)
-    shared = [addresses(100, 8, 3, 20, rank, 2) for rank in range(2)]
+def test_ranks_divide_the_samples_of_a_step() -> None:
+    alone = step_indices(100, 8, 3, 20, 0, 1)
+    shared = [step_indices(100, 8, 3, 20, rank, 2) for rank in range(2)]
     assert sorted(shared[0] + shared[1]) == sorted(alone)
 
 
-def test_epochs_differ_in_order_and_seeds_too() -> None:
+def test_sample_order_differs_between_epochs_and_seeds() -> None:
     orders = [
-        [index for _, index in addresses(50, 50, seed, step, 0, 1)] for seed in (0, 1) for step in (0, 1)
+        [index for _, index in step_indices(50, 50, seed, step, 0, 1)] for seed in (0, 1) for step in (0, 1)
     ]
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_a_split_gives_its_samples_as_stored(tmp_path: Path) -> None:
+def test_split_returns_the_stored_samples(tmp_path: Path) -> None:
     store = make_dataset(tmp_path)
     with open_split(store, "train") as split:
         assert len(split) == 24
-        sample = split[13]  # of the second tar
+        sample = split[13]  # in the second tar
         assert sample.key == "train-013"
         assert sample.text == split.text(13) == "Tint the right half."
         assert sample.image.shape == (HEIGHT, WIDTH, 3)
@@ -66,18 +68,19 @@ def test_a_split_gives_its_samples_as_stored(tmp_path: Path) -> None:
         expected[HALVES["right"]] = 1
         assert np.array_equal(sample.mask, expected)
         assert np.array_equal(split.mask(13), expected)
-        assert sample.known.all()
+        assert sample.valid.all()
 
 
-def test_what_lies_outside_the_overlap_is_unknown() -> None:
-    known = draw_polygon([10, 5, 30, 5, 30, 20, 10, 20], (40, 48))
-    assert known[5:21, 10:31].all()
-    assert known.sum() == 16 * 21
-    nested = draw_polygon([[10, 5], [30, 5], [30, 20], [10, 20]], (40, 48))
-    assert np.array_equal(known, nested)
+def test_pixels_outside_the_overlap_are_invalid() -> None:
+    for overlap in ([10, 5, 30, 5, 30, 20, 10, 20], [[10, 5], [30, 5], [30, 20], [10, 20]]):
+        parts = sample_parts(0, np.random.default_rng(0), overlap)
+        valid = decode_sample("shard", "key", parts).valid
+        assert valid.shape == (HEIGHT, WIDTH)
+        assert valid[5:21, 10:31].all()
+        assert valid.sum() == 16 * 21
 
 
-def test_confidence_and_scope_choose_the_training_samples(tmp_path: Path) -> None:
+def test_training_samples_are_selected_by_confidence_and_verdict(tmp_path: Path) -> None:
     store = make_dataset(tmp_path)
     with open_split(store, "train") as split:
         assert len(split.select(profile().train)) == 24
@@ -87,24 +90,24 @@ def test_confidence_and_scope_choose_the_training_samples(tmp_path: Path) -> Non
         assert len(local) == 21
 
 
-def test_batches_are_uint8_and_the_same_for_any_number_of_loaders(tmp_path: Path) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     store = make_dataset(tmp_path)
     with open_split(store, "train") as split:
         data = TrainingSet(split, 32, AugmentSettings(), seed=5, cache=False)
-        here = list(loader(data, Steps(24, 8, 5, 2, 5), workers=0))
-        there = list(loader(data, Steps(24, 8, 5, 2, 5), workers=2))
-    assert len(here) == 3
-    for one, other in zip(here, there, strict=True):
+        serial = list(data_loader(data, StepSampler(24, 8, 5, range(2, 5)), workers=0))
+        parallel = list(data_loader(data, StepSampler(24, 8, 5, range(2, 5)), workers=2))
+    assert len(serial) == 3
+    for one, other in zip(serial, parallel, strict=True):
         assert one.images.shape == (8, 3, 32, 32)
-        assert one.mask.shape == one.known.shape == (8, 1, 32, 32)
-        assert one.images.dtype == one.mask.dtype == one.known.dtype == torch.uint8
+        assert one.mask.shape == one.valid.shape == (8, 1, 32, 32)
+        assert one.images.dtype == one.mask.dtype == one.valid.dtype == torch.uint8
         assert one.keys == other.keys
         assert one.texts == other.texts
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.mask, other.mask)
 
 
-def test_cached_samples_are_those_that_were_read(tmp_path: Path) -> None:
+def test_cached_samples_equal_uncached_ones(tmp_path: Path) -> None:
     store = make_dataset(tmp_path)
     with open_split(store, "train") as split:
         cached, plain = (TrainingSet(split, 32, AugmentSettings(), 0, cache) for cache in (True, False))
@@ -114,7 +117,7 @@ def test_cached_samples_are_those_that_were_read(tmp_path: Path) -> None:
             assert all(np.array_equal(a, b) for a, b in zip(one[2:5], other[2:5], strict=True))
 
 
-def test_a_missing_split_says_to_build_first(tmp_path: Path) -> None:
+def test_missing_split_error_says_to_build_first(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4})
     with (
         pytest.raises(DatasetError, match=r"'dev' has no index in .*dev.json: build the dataset first"),
@@ -123,7 +126,7 @@ def test_a_missing_split_says_to_build_first(tmp_path: Path) -> None:
         pass
 
 
-def test_an_empty_split_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_empty_split_error_gives_the_reason(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4, "dev": 0})
     with (
         pytest.raises(DatasetError, match=r"'dev' holds no samples.*splits.dev.ratio"),
@@ -132,31 +135,31 @@ def test_an_empty_split_is_an_error_that_says_why(tmp_path: Path) -> None:
         pass
 
 
-def test_a_shard_that_is_not_what_its_index_says_is_named(tmp_path: Path) -> None:
+def test_error_names_a_shard_that_does_not_match_its_index(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4})
     index = json.loads(store.read("index/train.json"))
     index["shards"][0]["samples"] = 3
     store.write("index/train.json", json.dumps(index).encode())
     with (
-        pytest.raises(DatasetError, match=r"train-00000.tar: holds 2 samples where its index says 3"),
+        pytest.raises(DatasetError, match=r"train-00000.tar: has 2 samples, but 3 according to its index"),
         open_split(store, "train"),
     ):
         pass
 
 
-def test_a_table_that_does_not_say_where_samples_lie_is_named(tmp_path: Path) -> None:
+def test_error_names_a_table_without_offsets(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4})
-    columns = {name: kind for name, kind in SHARDS.items() if name != "part_bytes"}
+    columns = {name: kind for name, kind in SHARDS_COLUMNS.items() if name != "part_bytes"}
     write_table(store, "shards/train/train-00000.parquet", columns, [])
     with (
-        pytest.raises(DatasetError, match=r"train-00000.parquet: does not say where samples lie; build"),
+        pytest.raises(DatasetError, match=r"train-00000.parquet: sample offsets are missing; rebuild"),
         open_split(store, "train"),
     ):
         pass
 
 
 @pytest.mark.parametrize("part", ["input.jpg", "mask.png", "text.txt", "meta.json"])
-def test_one_damaged_byte_is_an_error_that_names_shard_sample_and_part(tmp_path: Path, part: str) -> None:
+def test_damaged_byte_error_names_shard_sample_and_part(tmp_path: Path, part: str) -> None:
     store = make_dataset(tmp_path, {"train": 4})
     damage(tmp_path / "shards/train/train-00000.tar", f"train-001.{part}")
     with open_split(store, "train") as split:
@@ -165,18 +168,18 @@ def test_one_damaged_byte_is_an_error_that_names_shard_sample_and_part(tmp_path:
             split[1]
 
 
-def test_a_shard_of_another_length_is_named_before_anything_is_read(tmp_path: Path) -> None:
+def test_error_names_a_shard_of_the_wrong_length(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4})
     with (tmp_path / "shards/train/train-00001.tar").open("ab") as file:
         file.write(bytes(512))
     with (
-        pytest.raises(DatasetError, match=r"train-00001.tar: has \d+ bytes where its index says"),
+        pytest.raises(DatasetError, match=r"train-00001.tar: has \d+ bytes, but \d+ according to its index"),
         open_split(store, "train"),
     ):
         pass
 
 
-def test_a_broken_image_names_its_sample(tmp_path: Path) -> None:
+def test_undecodable_image_error_names_the_sample(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 4})
     parts = {f"train-{index:03d}": sample_parts(index, np.random.default_rng(0)) for index in range(2)}
     parts["train-001"]["input.jpg"] = b"no picture"
@@ -191,7 +194,7 @@ def test_a_broken_image_names_its_sample(tmp_path: Path) -> None:
         split[1]
 
 
-def test_samples_are_chosen_without_reading_them(tmp_path: Path) -> None:
+def test_samples_are_selected_without_reading_them(tmp_path: Path) -> None:
     store = make_dataset(tmp_path)
     for tar in (tmp_path / "shards/train").glob("*.tar"):
         tar.write_bytes(bytes(tar.stat().st_size))
@@ -202,55 +205,55 @@ def test_samples_are_chosen_without_reading_them(tmp_path: Path) -> None:
         assert len(split.where(edit_types=["Remove an object"])) == 0
 
 
-def test_a_stream_gives_what_random_access_gives(tmp_path: Path) -> None:
+def test_stream_and_random_access_return_the_same_samples(tmp_path: Path) -> None:
     store = make_dataset(tmp_path)
     with open_split(store, "train") as split:
-        for ours, theirs in (
+        for samples, stream in (
             (split, stream_split(store, "train")),
             (split.where(min_confidence=0.7), stream_split(store, "train", min_confidence=0.7)),
             (split.where(verdicts=["global"]), stream_split(store, "train", verdicts=["global"])),
         ):
-            streamed = list(theirs)
-            assert [sample.key for sample in streamed] == [sample.key for sample in ours]
-            for one, other in zip(streamed, ours, strict=True):
+            streamed = list(stream)
+            assert [sample.key for sample in streamed] == [sample.key for sample in samples]
+            for one, other in zip(streamed, samples, strict=True):
                 assert one.text == other.text
                 assert one.meta == other.meta
-                for name in ("image", "mask", "known"):
+                for name in ("image", "mask", "valid"):
                     assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_a_shuffled_stream_gives_each_sample_once_and_another_order_each_epoch(tmp_path: Path) -> None:
+def test_shuffled_stream_has_each_sample_once_in_a_new_order_per_epoch(tmp_path: Path) -> None:
     stream = stream_split(make_dataset(tmp_path), "train", shuffle=24, seed=1)
     epochs = [[sample.key for sample in stream] for _ in range(2)]
     assert [sorted(keys) for keys in epochs] == [[f"train-{number:03d}" for number in range(24)]] * 2
     assert epochs[0] != epochs[1] != sorted(epochs[1])
 
 
-def test_a_stream_spreads_its_shards_over_loader_processes(tmp_path: Path) -> None:
+def test_stream_divides_its_shards_among_workers(tmp_path: Path) -> None:
     stream = stream_split(make_dataset(tmp_path), "train")
     keys = [sample.key for sample in DataLoader(stream, batch_size=None, num_workers=2)]
     assert sorted(keys) == [f"train-{number:03d}" for number in range(24)]
 
 
-def test_an_undecoded_stream_is_one_of_webdataset_samples(tmp_path: Path) -> None:
+def test_undecoded_stream_yields_webdataset_samples(tmp_path: Path) -> None:
     stream = stream_split(make_dataset(tmp_path), "dev", decoded=False).compose(
         webdataset.to_tuple("text.txt")
     )
     assert next(iter(stream)) == (b"Tint the left half.",)
 
 
-def test_a_stream_names_a_damaged_sample_before_it_is_used(tmp_path: Path) -> None:
+def test_stream_names_a_damaged_sample_before_yielding_it(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 8})
     damage(tmp_path / "shards/train/train-00001.tar", "train-006.mask.png")
-    stream, seen = stream_split(store, "train"), []
+    stream, keys = stream_split(store, "train"), []
     with pytest.raises(DatasetError, match=r"train-00001.tar, sample train-006: mask.png is damaged"):
-        seen += [sample.key for sample in stream]
+        keys += [sample.key for sample in stream]
     damage(tmp_path / "shards/train/train-00000.tar", "train-001.text.txt", -512)
-    with pytest.raises(DatasetError, match=r"train-00000.tar, sample train-001: is not as its table says"):
+    with pytest.raises(DatasetError, match=r"train-00000.tar, sample train-001: does not match its table"):
         list(stream_split(store, "train"))
 
 
-def test_a_stream_notices_damage_where_no_part_lies(tmp_path: Path) -> None:
+def test_stream_detects_damage_outside_the_parts(tmp_path: Path) -> None:
     store = make_dataset(tmp_path, {"train": 8})
     path = tmp_path / "shards/train/train-00000.tar"
     data = bytearray(path.read_bytes())
@@ -263,9 +266,9 @@ def test_a_stream_notices_damage_where_no_part_lies(tmp_path: Path) -> None:
 
 
 def damage(tar_file: Path, member: str, offset: int = 0) -> None:
-    """Flip one bit in the middle of a member, or `offset` bytes away from its beginning."""
+    """Flip one bit in the middle of a member, or `offset` bytes after its start."""
     data = bytearray(tar_file.read_bytes())
     with tarfile.open(tar_file) as tar:
-        found = tar.getmember(member)
-    data[found.offset_data + (offset or found.size // 2)] ^= 1
+        info = tar.getmember(member)
+    data[info.offset_data + (offset or info.size // 2)] ^= 1
     tar_file.write_bytes(data)

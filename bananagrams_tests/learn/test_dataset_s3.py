@@ -1,4 +1,4 @@
-"""Reading a split from a real S3 server: fetched once, compared with its index, the same as from a folder."""
+"""A split on a real S3 server: downloaded once, verified by its index, equal to one in a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
 def store(
     weed: Weed, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Store:
-    """The dataset of `make_dataset` in a bucket; a copy of it is in the folder `local`."""
+    """Return the dataset of `make_dataset` in a bucket; the folder `local` has a copy."""
     for name, value in weed.variables.items():
         monkeypatch.setenv(name, value)
     local, store = make_dataset(tmp_path / "local"), open_store(f"s3://{BUCKET}/{request.node.name}")
@@ -38,7 +38,7 @@ def store(
     return store
 
 
-def test_a_split_in_a_bucket_is_the_one_in_a_folder(store: Store, tmp_path: Path) -> None:
+def test_split_in_a_bucket_equals_the_one_in_a_folder(store: Store, tmp_path: Path) -> None:
     with open_split(store, "train") as far, open_split(open_store(str(tmp_path / "local")), "train") as near:
         assert far.digest == near.digest
         for one, other in zip(far, near, strict=True):
@@ -50,13 +50,13 @@ def test_a_split_in_a_bucket_is_the_one_in_a_folder(store: Store, tmp_path: Path
         ]
 
 
-def test_a_shard_is_fetched_once_and_its_earlier_copies_go(store: Store, own_home: Path) -> None:
+def test_shard_is_downloaded_once_and_old_copies_are_deleted(store: Store, own_home: Path) -> None:
     with open_split(store, "train") as split:
         first = split[0].image
     copies = sorted((own_home / "cache").rglob("*.tar"))
     assert len(copies) == 2
     times = [path.stat().st_mtime_ns for path in copies]
-    store.delete("shards/train/train-00000.tar")  # only the copy is read from now on
+    store.delete("shards/train/train-00000.tar")  # from now on only the local copy is read
     with open_split(store, "train") as split:
         assert np.array_equal(split[0].image, first)
     assert [path.stat().st_mtime_ns for path in copies] == times
@@ -68,7 +68,7 @@ def test_a_shard_is_fetched_once_and_its_earlier_copies_go(store: Store, own_hom
         assert sorted((own_home / "cache").rglob("*.tar")) == copies
 
 
-def test_a_damaged_shard_in_a_bucket_is_named(store: Store, own_home: Path) -> None:
+def test_error_names_a_damaged_shard_in_a_bucket(store: Store, own_home: Path) -> None:
     data = bytearray(store.read("shards/train/train-00001.tar"))
     data[1000] ^= 1
     store.delete("shards/train/train-00001.tar")
@@ -85,7 +85,7 @@ def test_a_damaged_shard_in_a_bucket_is_named(store: Store, own_home: Path) -> N
         list(stream_split(store, "train"))
 
 
-def test_a_page_in_a_bucket_is_told_to_be_one(weed: Weed, store: Store) -> None:
+def test_files_in_a_bucket_have_their_content_type(weed: Weed, store: Store) -> None:
     kinds = {"index.html": "text/html", "a/1.jpg": "image/jpeg", "a/summary.js": "text/javascript"}
     for name, kind in kinds.items():
         store.write(f"overlays/{name}", b"x")

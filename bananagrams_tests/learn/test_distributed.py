@@ -1,4 +1,4 @@
-"""What a training process does with its memory."""
+"""Memory reuse of a training process."""
 
 import platform
 import subprocess
@@ -8,9 +8,9 @@ import pytest
 
 FAULTS = """
 import resource
-from bananagrams_assets.learn.distributed import keep_freed_memory
+from bananagrams_assets.learn.distributed import retain_freed_memory
 
-keep_freed_memory()
+retain_freed_memory()
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     bytearray(24 * 2**20)
@@ -19,7 +19,7 @@ print(after - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to keep memory")
-def test_memory_that_was_freed_is_used_again_without_asking_the_system() -> None:
-    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 100  # of 6,144 pages
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc options are set for glibc only")
+def test_freed_memory_is_reused_without_page_faults() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100  # of 6,144 pages

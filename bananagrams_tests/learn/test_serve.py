@@ -1,4 +1,4 @@
-"""The registered model behind HTTP, and where neither Dagster nor a store is."""
+"""The registered model: loaded by name, through MLflow without Dagster, and served over HTTP."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ import torch
 from PIL import Image
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.learn import launch, registry
+from bananagrams_assets.learn import job_file, registry, tracking
 from bananagrams_assets.learn.dataset import open_split
-from bananagrams_assets.learn.distributed import Job
 from bananagrams_assets.learn.network import MaskNet
-from bananagrams_assets.learn.predict import encode_soft, load_model, make_predictor, predict_file
+from bananagrams_assets.learn.predict import load_model, predict_file
+from bananagrams_assets.learn.predictor import encode_soft, make_predictor
 from bananagrams_assets.learn.publish import publish
+from bananagrams_assets.learn.training_job import TrainingJob
 from bananagrams_assets.vision.images import encode_png_mask
 
 from .tiny import make_dataset, profile
 
-WORDS = "Tint the left half."
+INSTRUCTION = "Tint the left half."
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, str, Path]:
-    """An untrained network, published and made champion; settings, tracking URI and a photograph."""
+    """Publish an untrained network and make it champion; return settings, tracking URI and an image file."""
     folder = tmp_path_factory.mktemp("published")
     settings = profile(store__url=str(folder / "store"))
     store = make_dataset(folder / "store")
-    uri = launch.default_tracking_uri(store.url)
-    run_id, _ = registry.start_run(uri, settings, {})
-    job = Job(settings, store.url, uri, run_id, None, launch.OUTPUT, {"dagster_run_id": "d-1"})
+    uri = tracking.default_tracking_uri(store.url)
+    run_id, _ = tracking.start_run(uri, settings, {})
+    job = TrainingJob(settings, store.url, uri, run_id, None, job_file.OUTPUT, {"dagster_run_id": "d-1"})
     torch.manual_seed(1)
     net = MaskNet(settings.model, fetch=False)
     with open_split(store, "train") as train, open_split(store, "dev") as dev:
-        log = registry.RunLog(uri, run_id)
+        log = tracking.RunLog(uri, run_id)
         facts = {"steps": 4, "best_step": 4, "seconds": 1.0}
         content = publish(job, store, net, train, dev, facts, log, print)
     client = mlflow.MlflowClient(uri)
@@ -60,7 +61,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, str, P
     return settings, uri, folder / "cat.jpg"
 
 
-def test_a_version_carries_its_card_its_data_and_an_example(published: Any) -> None:
+def test_a_version_has_a_card_dataset_digests_and_an_input_example(published: Any) -> None:
     _, uri, _ = published
     client = mlflow.MlflowClient(uri)
     version = client.get_model_version_by_alias("bananagrams-mask", "challenger")
@@ -86,19 +87,19 @@ def test_a_version_carries_its_card_its_data_and_an_example(published: Any) -> N
     assert info.saved_input_example_info is not None
 
 
-def test_the_champion_loads_by_alias_version_and_uri_and_without_dagster(published: Any) -> None:
+def test_the_champion_loads_by_alias_version_and_uri_without_dagster(published: Any) -> None:
     settings, uri, photo = published
-    expected = predict_file(load_model("champion", settings), photo, WORDS)
+    expected = predict_file(load_model("champion", settings), photo, INSTRUCTION)
     assert expected.shape == (130, 75)
     for name in ("1", "models:/bananagrams-mask@challenger", "models:/bananagrams-mask/1"):
-        assert np.array_equal(predict_file(load_model(name, settings), photo, WORDS), expected)
+        assert np.array_equal(predict_file(load_model(name, settings), photo, INSTRUCTION), expected)
     with pytest.raises(registry.RegistryError, match="expected models:/NAME@ALIAS"):
         load_model("models:/bananagrams-mask", settings)
     program = f"""
 import sys, mlflow, pandas as pd
 mlflow.set_tracking_uri({uri!r})
 model = mlflow.pyfunc.load_model("models:/bananagrams-mask@champion")
-rows = pd.DataFrame({{"image": [open({str(photo)!r}, "rb").read()], "instruction": [{WORDS!r}]}})
+rows = pd.DataFrame({{"image": [open({str(photo)!r}, "rb").read()], "instruction": [{INSTRUCTION!r}]}})
 data = model.predict(rows, params={{"soft": True}})["mask"][0]
 print(data.hex(), sorted({{"dagster", "boto3", "webdataset"}} & set(sys.modules)))
 """
@@ -112,11 +113,11 @@ print(data.hex(), sorted({{"dagster", "boto3", "webdataset"}} & set(sys.modules)
 
 @pytest.fixture(scope="module")
 def server(published: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow models serve` of the champion; yields its address."""
+    """Run `mlflow models serve` for the champion; yield its URL."""
     _, uri, _ = published
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("serve")
     command = [
         sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/bananagrams-mask@champion",
@@ -145,40 +146,40 @@ def server(published: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 process.wait(60)
 
 
-def ask(server: str, image: bytes, **params: Any) -> requests.Response:
-    row = {"image": base64.b64encode(image).decode(), "instruction": WORDS}
+def request(server: str, image: bytes, **params: Any) -> requests.Response:
+    row = {"image": base64.b64encode(image).decode(), "instruction": INSTRUCTION}
     return requests.post(server, json={"dataframe_records": [row], "params": params}, timeout=120)
 
 
 @pytest.mark.slow
-def test_a_server_answers_a_image_and_an_instruction_with_the_mask(server: str, published: Any) -> None:
+def test_the_server_returns_the_mask_of_an_image_and_an_instruction(server: str, published: Any) -> None:
     settings, _, photo = published
     model = load_model("champion", settings)
-    probability = predict_file(model, photo, WORDS)
-    level = float(np.median(probability))
+    probability = predict_file(model, photo, INSTRUCTION)
+    threshold = float(np.median(probability))
     for params, expected in (
         ({}, encode_png_mask(probability >= model.threshold, one_bit=False)),
-        ({"threshold": level}, encode_png_mask(probability >= level, one_bit=False)),
+        ({"threshold": threshold}, encode_png_mask(probability >= threshold, one_bit=False)),
         ({"soft": True}, encode_soft(probability)),
     ):
-        answer = ask(server, photo.read_bytes(), **params)
-        assert answer.ok, answer.text
-        mask = base64.b64decode(answer.json()["predictions"][0]["mask"])
+        response = request(server, photo.read_bytes(), **params)
+        assert response.ok, response.text
+        mask = base64.b64decode(response.json()["predictions"][0]["mask"])
         found, wanted = (np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in (mask, expected))
         assert found.shape == (130, 75)
-        # Another process may add floats in another order; that shows in a pixel on the threshold at most.
+        # Another process may sum floats in another order, which can flip pixels at the threshold.
         assert (np.abs(found - wanted) > 1).mean() < 0.001
 
 
 @pytest.mark.slow
-def test_a_server_refuses_what_is_no_image_and_goes_on(server: str, published: Any) -> None:
-    refused = ask(server, b"<html>not a picture</html>")
-    assert refused.status_code == 400
-    assert "row 0: image: not a picture" in json.dumps(refused.json())
-    assert ask(server, published[2].read_bytes()).ok
+def test_the_server_rejects_an_invalid_image_and_keeps_running(server: str, published: Any) -> None:
+    response = request(server, b"<html>not an image</html>")
+    assert response.status_code == 400
+    assert "row 0: image: not a picture" in json.dumps(response.json())
+    assert request(server, published[2].read_bytes()).ok
 
 
-def test_a_predictor_uses_the_threshold_that_was_chosen_on_dev() -> None:
+def test_a_predictor_uses_the_threshold_from_its_description() -> None:
     net = MaskNet(profile().model, fetch=False)
     assert make_predictor(net, 32, "cpu").threshold == 0.5
     assert make_predictor(net, 32, "cpu", {"threshold": 0.25}).threshold == 0.25

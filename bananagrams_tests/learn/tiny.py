@@ -1,4 +1,4 @@
-"""A dataset and a profile small enough to train on in seconds."""
+"""A dataset and a profile that train in seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.sample_tar import sample_writer
 from bananagrams_assets.storage.store import Store
-from bananagrams_assets.storage.tables import SHARDS, write_table
+from bananagrams_assets.storage.tables import SHARDS_COLUMNS, write_table
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 
 HALVES = {
@@ -29,7 +29,7 @@ HEIGHT, WIDTH = 40, 48
 
 
 def profile(**overrides: Any) -> Profile:
-    """The demo profile at 32 px with a narrow network; `train__side_px=64` overrides train.side_px."""
+    """Return the demo profile at 32 px with a narrow network; `train__side_px=64` sets train.side_px."""
     settings = {
         "model.fusion": {"width": 32, "heads": 2, "layers": 2, "strides": [32, 16]},
         "model.decoder_channels": [32, 16, 16, 8],
@@ -49,11 +49,11 @@ def profile(**overrides: Any) -> Profile:
 
 
 def make_dataset(
-    folder: Path, counts: Mapping[str, int] | None = None, every: Mapping[str, Any] | None = None
+    folder: Path, counts: Mapping[str, int] | None = None, mask_meta: Mapping[str, Any] | None = None
 ) -> Store:
-    """Noise pictures of 48 x 40 px, "Tint the left half." and its like, in two shards a split.
+    """Write a dataset of noise images of 48 x 40 px, "Tint the left half." etc., with two shards per split.
 
-    `every` replaces parts of the `mask` in each sample's meta.
+    `mask_meta` updates `mask` in each sample's meta.json.
     """
     store = open_store(str(folder))
     for split, count in (counts or {"train": 24, "dev": 8, "test": 8}).items():
@@ -65,7 +65,10 @@ def make_dataset(
                 write_shard(
                     store,
                     f"{split}-{number:05d}",
-                    {f"{split}-{index:03d}": sample_parts(index, rng, every=every) for index in indices},
+                    {
+                        f"{split}-{index:03d}": sample_parts(index, rng, mask_meta=mask_meta)
+                        for index in indices
+                    },
                 )
             )
         index_of_split = {"split": split, "samples": count, "shards": shards}
@@ -74,9 +77,9 @@ def make_dataset(
 
 
 def sample_parts(
-    index: int, rng: np.random.Generator, overlap: Any = None, every: Mapping[str, Any] | None = None
+    index: int, rng: np.random.Generator, overlap: Any = None, mask_meta: Mapping[str, Any] | None = None
 ) -> dict[str, bytes]:
-    """The five files of one sample."""
+    """Return the five files of one sample."""
     side = list(HALVES)[index % len(HALVES)]
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[HALVES[side]] = True
@@ -93,7 +96,7 @@ def sample_parts(
             "components": 1,
             "confidence": 0.5 + index % 2 * 0.4,
             "is_global": index % 8 == 7,
-            **(every or {}),
+            **(mask_meta or {}),
         },
     }
     return {
@@ -106,19 +109,19 @@ def sample_parts(
 
 
 def write_shard(store: Store, shard: str, samples: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
-    """A tar of samples in key order and its table; returns the shard's entry in an index."""
+    """Write a tar of samples in key order and its table; return the shard's entry in an index."""
     rows = []
     with sample_writer(store, paths.shard_tar(shard)) as tar:
         for key, parts in sorted(samples.items()):
-            place = {
+            location = {
                 "offset": tar.file.tell(),
                 "part_bytes": [len(data) for data in parts.values()],
                 "sha256": [hashlib.sha256(data).hexdigest() for data in parts.values()],
             }
             for part, data in parts.items():
                 tar.add(key, part, data)
-            rows.append({"key": key, "status": "written", **_row(parts["meta.json"]), **place})
-    write_table(store, paths.shard_table(shard), SHARDS, rows)
+            rows.append({"key": key, "status": "written", **_row(parts["meta.json"]), **location})
+    write_table(store, paths.shard_table(shard), SHARDS_COLUMNS, rows)
     info = tar.file.info
     return {
         "shard": shard,

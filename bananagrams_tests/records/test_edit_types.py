@@ -53,36 +53,36 @@ Geometric, geometric:
     Zoom in
     Outpainting (extend canvas beyond boundaries)
 """
-"""Categories, scopes and names as the manifest of pico-banana-400k words them."""
+"""Categories, scopes and names in the manifest of pico-banana-400k."""
 
 
-def test_each_is_as_the_public_manifest_names_it() -> None:
+def test_names_are_those_of_the_public_manifest() -> None:
     expected, group = [], ["", ""]
     for line in TABLE.splitlines():
         if line.endswith(":") and not line.startswith(" "):
             group = line[:-1].split(", ")
         elif line:
             expected.append((*group, line.strip()))
-    assert [(kind.category, kind.scope, kind.name) for kind in EDIT_TYPES] == expected
+    assert [(type_.category, type_.scope, type_.name) for type_ in EDIT_TYPES] == expected
 
 
-def test_all_35_are_there_and_distinct() -> None:
+def test_there_are_35_distinct_types() -> None:
     assert len(EDIT_TYPES) == 35
-    assert len({kind.name for kind in EDIT_TYPES}) == len({kind.short for kind in EDIT_TYPES}) == 35
-    assert {kind.scope for kind in EDIT_TYPES} == set(SCOPES)
-    assert len({kind.category for kind in EDIT_TYPES}) == 7
+    assert len({type_.name for type_ in EDIT_TYPES}) == len({type_.short for type_ in EDIT_TYPES}) == 35
+    assert {type_.scope for type_ in EDIT_TYPES} == set(SCOPES)
+    assert len({type_.category for type_ in EDIT_TYPES}) == 7
 
 
-@pytest.mark.parametrize("kind", EDIT_TYPES, ids=lambda kind: kind.short)
-def test_spelling_does_not_matter(kind: EditType) -> None:
+@pytest.mark.parametrize("type_", EDIT_TYPES, ids=lambda type_: type_.short)
+def test_spelling_is_ignored(type_: EditType) -> None:
     for arrow in ("↔", "<->", "→", "to"):
-        assert edit_type(kind.name.replace("↔", arrow)) is kind
+        assert edit_type(type_.name.replace("↔", arrow)) is type_
     variants = [
-        kind.name.upper(), f"  {kind.name}. ", kind.name.replace(" ", "  "), kind.short,
-        kind.name.replace("-", "\u2011").replace("\u2013", "-"), kind.name.replace("'", "\u2019"),
-        kind.name.replace("/", " / "), kind.name.replace("e.g.,", "e.g."),
+        type_.name.upper(), f"  {type_.name}. ", type_.name.replace(" ", "  "), type_.short,
+        type_.name.replace("-", "\u2011").replace("\u2013", "-"), type_.name.replace("'", "\u2019"),
+        type_.name.replace("/", " / "), type_.name.replace("e.g.,", "e.g."),
     ]  # fmt: skip
-    assert [edit_type(variant) for variant in variants] == [kind] * len(variants)
+    assert [edit_type(variant) for variant in variants] == [type_] * len(variants)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_spelling_does_not_matter(kind: EditType) -> None:
         ("add / remove / replace accessories", "accessories"),
     ],
 )
-def test_other_wordings_are_known(name: str, short: str) -> None:
+def test_other_wordings_match(name: str, short: str) -> None:
     assert edit_type(name).short == short
 
 
@@ -126,17 +126,17 @@ def test_other_wordings_are_known(name: str, short: str) -> None:
         "Add object text",
     ],
 )
-def test_what_fits_none_or_several_is_kept_as_unknown(name: str) -> None:
+def test_a_name_that_matches_no_or_several_types_is_unknown(name: str) -> None:
     assert edit_type(name) == EditType(name, "unknown", "")
 
 
-def test_a_filter_takes_names_and_short_names() -> None:
+def test_a_filter_accepts_names_and_short_names() -> None:
     names = {"Zoom in", "Remove an existing object"}
     assert allowed_names(["zoom-in", "REMOVE an existing object"]) == names
     assert allowed_names([]) == frozenset()
 
 
-def test_a_filter_of_an_unknown_type_is_refused_with_close_ones() -> None:
+def test_a_filter_with_an_unknown_type_raises_with_similar_ones() -> None:
     with pytest.raises(ConfigError, match=r"source\.edit_types: 'remove-objcet'.*remove-object"):
         allowed_names(["zoom-in", "remove-objcet"])
     with pytest.raises(ConfigError, match=r"source\.edit_types: 'qqq'.*outpainting"):
@@ -144,6 +144,6 @@ def test_a_filter_of_an_unknown_type_is_refused_with_close_ones() -> None:
 
 
 @given(st.text())
-def test_any_name_gives_a_type(name: str) -> None:
-    kind = edit_type(name)
-    assert kind in EDIT_TYPES or (kind.category, kind.scope) == ("unknown", "")
+def test_any_name_returns_a_type(name: str) -> None:
+    type_ = edit_type(name)
+    assert type_ in EDIT_TYPES or (type_.category, type_.scope) == ("unknown", "")

@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 
 from bananagrams_assets.config import SampleSettings
-from bananagrams_assets.sample.make import make_sample
+from bananagrams_assets.sample.sample_folder import make_sample
 
 SMALL = SampleSettings(pairs=48, side_px=160)
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeSample:
     folder: Path
-    report: dict[str, Any]
-    said: list[str]
+    statistics: dict[str, Any]
+    log: list[str]
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A small sample: three pairs from each packaged photograph."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeSample:
+    """A small sample with three pairs per packaged photo."""
     folder = tmp_path_factory.mktemp("sample")
-    said: list[str] = []
-    report = make_sample(folder, SMALL, log=said.append, workers=2)
-    return Made(folder, report, said)
+    log: list[str] = []
+    statistics = make_sample(folder, SMALL, log=log.append, workers=2)
+    return MadeSample(folder, statistics, log)

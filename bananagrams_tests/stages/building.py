@@ -1,49 +1,41 @@
-"""The dataset's stages one after the other, as the assets run them, without Dagster."""
+"""Build every dataset stage in order, without Dagster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.progress import Log
-from bananagrams_assets.stages.aligned_pairs import align_pairs
-from bananagrams_assets.stages.edit_masks import make_masks
-from bananagrams_assets.stages.image_pairs import fetch_pairs
-from bananagrams_assets.stages.manifest import build_manifest
-from bananagrams_assets.stages.shards import pack_shard
-from bananagrams_assets.stages.split_index import index_split
-from bananagrams_assets.stages.stage import StageResult, partitions_of, run_stage, write_receipt
-from bananagrams_assets.stages.validation_overlays import draw_overlays
+from bananagrams_assets.graph import DATASET_STAGES
+from bananagrams_assets.progress import Log, ignore_progress
+from bananagrams_assets.stages.access import declared_run
+from bananagrams_assets.stages.build import build_partition
+from bananagrams_assets.stages.stage import UNPARTITIONED, Stage, StageResult
+from bananagrams_assets.stages.staleness import external_inputs
 from bananagrams_assets.storage.store import Store
 
-from ..photos import quiet
 
-
-def whole_manifest(store: Store, profile: Profile, partition: str, log: Log) -> StageResult:
-    results = build_manifest(store, profile, log)
-    for shard, result in results.items():
-        if shard:
-            write_receipt(store, profile, "manifest", shard, result, {})
-    return results[""]
-
-
-BUILDERS: Mapping[str, Callable[[Store, Profile, str, Log], StageResult]] = {
-    "manifest": whole_manifest,
-    "image_pairs": fetch_pairs,
-    "aligned_pairs": align_pairs,
-    "edit_masks": make_masks,
-    "shards": pack_shard,
-    "validation_overlays": draw_overlays,
-    "split_index": index_split,
-}
-
-
-def build_all(store: Store, profile: Profile, rebuild: bool = False) -> dict[str, list[str]]:
-    """Build what is stale; the reasons of each partition (`asset/partition`) that was built."""
+def build_all(
+    store: Store, profile: Profile, rebuild: bool = False, stages: Sequence[Stage] = DATASET_STAGES
+) -> dict[str, list[str]]:
+    """Build every stale partition; return the reasons of each one built, by `stage/partition`."""
     built = {}
-    for asset, build in BUILDERS.items():
-        for partition in partitions_of(profile, asset):
-            outcome = run_stage(store, profile, asset, partition, build, quiet, rebuild)
+    for stage in stages:
+        for partition in stage.partitions(profile):
+            outcome = build_partition(store, profile, stage, partition, ignore_progress, rebuild)
             if outcome.reasons:
-                built[f"{asset}/{partition}"] = outcome.reasons
+                built[f"{stage.name}/{partition}"] = outcome.reasons
     return built
+
+
+def call(
+    stage: Stage, store: Store, profile: Profile, partition: str = UNPARTITIONED, log: Log = ignore_progress
+) -> StageResult:
+    """Call a stage's function on one partition, with access to its declared inputs and settings alone.
+
+    No receipt is read or written.
+    """
+    run = declared_run(stage, store, profile, partition, log)
+    external = external_inputs(store, profile, stage, partition, log)
+    result: StageResult = stage.function(replace(run, external=external))
+    return result

@@ -15,22 +15,22 @@ from PIL import Image
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.fetching.client import FetchError
-from bananagrams_assets.stages.image_pairs import fetch_pairs
-from bananagrams_assets.stages.manifest import build_manifest
+from bananagrams_assets.graph import IMAGE_PAIRS, MANIFEST
 from bananagrams_assets.stages.stage import StageResult
 from bananagrams_assets.storage import paths
-from bananagrams_assets.storage.digests import digest_of
+from bananagrams_assets.storage.digests import file_digest
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import Sample, read_samples
 from bananagrams_assets.storage.store import StoreError
 from bananagrams_assets.storage.tables import read_table
 from bananagrams_assets.vision.images import encode_jpeg
 
-from ..photos import edited, local_pairs, one_shard, photograph, png, quiet, record, write_manifest
+from ..photos import edited, local_pairs, make_photo, one_shard, png, record, write_manifest
 from ..servers import Answer, Server, body, endless, failing_first, status
+from .building import call
 
 SHARD = "train-00000"
-BEFORE, AFTER = encode_jpeg(photograph(1), 95), png(edited(photograph(1)))
+BEFORE, AFTER = encode_jpeg(make_photo(1), 95), png(edited(make_photo(1)))
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def fetch(store: LocalStore, profile: Profile) -> StageResult:
-    build_manifest(store, profile, quiet)
-    return fetch_pairs(store, profile, SHARD, quiet)
+    call(MANIFEST, store, profile)
+    return call(IMAGE_PAIRS, store, profile, SHARD)
 
 
 def table(store: LocalStore) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def stored(store: LocalStore) -> list[Sample]:
 
 
 def served(server: Server, folder: Path, answers: dict[int, tuple[Answer, Answer]], **fetch: Any) -> Profile:
-    """A profile of remote pairs; `answers` by record: of the input and of the edited picture."""
+    """Return a profile of remote pairs. `answers` maps a record to those for its input and edited image."""
     records = []
     for number, (before, after) in answers.items():
         server.answers[f"/{number}_o.jpg"] = before
@@ -94,7 +94,7 @@ def test_images_are_stored_as_received_in_key_order(store: LocalStore, tmp_path:
     assert (result.stats["ok"], result.stats["local"], result.stats["failed"]) == (7, 14, 0)
 
 
-def test_remote_images_and_what_is_wrong_with_them(store: LocalStore, server: Server, tmp_path: Path) -> None:
+def test_remote_images_and_their_failures(store: LocalStore, server: Server, tmp_path: Path) -> None:
     good, page = (body(BEFORE), body(AFTER)), b"<!doctype html><title>Not found</title>"
     profile = served(
         server, tmp_path,
@@ -107,7 +107,7 @@ def test_remote_images_and_what_is_wrong_with_them(store: LocalStore, server: Se
             6: (failing_first(1, 503, BEFORE), good[1]),
             7: (endless, good[1]),
             8: (status(302, Location="http://10.0.0.1/private.jpg"), good[1]),
-            9: (body(encode_jpeg(photograph(2, (600, 400)), 80)), good[1]),
+            9: (body(encode_jpeg(make_photo(2, (600, 400)), 80)), good[1]),
         },
         max_bytes=200_000, max_pixels=200_000,
     )  # fmt: skip
@@ -130,7 +130,7 @@ def test_remote_images_and_what_is_wrong_with_them(store: LocalStore, server: Se
     assert result.stats["reasons"]["input: HTTP 404"] == 1
 
 
-def test_the_data_version_knows_no_timing(server: Server, tmp_path: Path) -> None:
+def test_the_data_version_is_independent_of_timing(server: Server, tmp_path: Path) -> None:
     versions = []
     for name in ("a", "b"):
         store = LocalStore(tmp_path / name)
@@ -140,26 +140,26 @@ def test_the_data_version_knows_no_timing(server: Server, tmp_path: Path) -> Non
     assert versions[0] == versions[1]
 
 
-def test_another_image_is_another_data_version(store: LocalStore, tmp_path: Path) -> None:
+def test_a_changed_image_changes_the_data_version(store: LocalStore, tmp_path: Path) -> None:
     profile = one_shard(local_pairs(tmp_path, 2))
     before = fetch(store, profile)
-    (tmp_path / "photos/1.jpg").write_bytes(encode_jpeg(photograph(5), 95))
+    (tmp_path / "photos/1.jpg").write_bytes(encode_jpeg(make_photo(5), 95))
     assert fetch(store, profile).content != before.content
 
 
-def test_a_rebuild_asks_only_for_what_is_new_or_failed(
+def test_a_rebuild_requests_new_and_failed_pairs_only(
     store: LocalStore, server: Server, tmp_path: Path
 ) -> None:
     answers: dict[int, tuple[Answer, Answer]] = {
-        number: (body(encode_jpeg(photograph(number), 95)), body(AFTER)) for number in range(8)
+        number: (body(encode_jpeg(make_photo(number), 95)), body(AFTER)) for number in range(8)
     }
     few = {number: answers[number] for number in (0, 2, 3, 5)}
     first = fetch(store, served(server, tmp_path, {**few, 3: (status(503), body(AFTER))}))
     assert (first.stats["ok"], first.stats["kept"]) == (3, 0)
-    server.asked.clear()
+    server.requests.clear()
     again = fetch(store, served(server, tmp_path, answers))
     assert (again.stats["ok"], again.stats["kept"]) == (8, 3)
-    assert {path.split("_")[0] for path in server.asked if path.endswith("_o.jpg")} == {
+    assert {path.split("_")[0] for path in server.requests if path.endswith("_o.jpg")} == {
         f"/{number}" for number in (1, 3, 4, 6, 7)
     }
     fresh = fetch(LocalStore(tmp_path / "fresh"), served(server, tmp_path, answers))
@@ -167,7 +167,9 @@ def test_a_rebuild_asks_only_for_what_is_new_or_failed(
     assert again.files[paths.pairs_tar(SHARD)] == fresh.files[paths.pairs_tar(SHARD)]
 
 
-def test_other_limits_or_a_damaged_tar_fetch_anew(store: LocalStore, server: Server, tmp_path: Path) -> None:
+def test_changed_settings_or_a_damaged_tar_cause_new_downloads(
+    store: LocalStore, server: Server, tmp_path: Path
+) -> None:
     answers = {number: (body(BEFORE), body(AFTER)) for number in range(3)}
     first = fetch(store, served(server, tmp_path, answers))
     smaller = fetch(store, served(server, tmp_path, answers, largest_side_px=96))
@@ -180,7 +182,7 @@ def test_other_limits_or_a_damaged_tar_fetch_anew(store: LocalStore, server: Ser
     assert mended.stats["kept"] < 3
 
 
-def test_large_images_are_fitted_where_asked(tmp_path: Path) -> None:
+def test_large_images_are_resized_if_configured(tmp_path: Path) -> None:
     manifest = local_pairs(tmp_path, 2)
     contents = set()
     for side in (None, 500, 96):
@@ -199,32 +201,32 @@ def test_large_images_are_fitted_where_asked(tmp_path: Path) -> None:
     assert len(contents) == 2
 
 
-def test_the_kind_of_a_image_is_told_by_its_bytes(store: LocalStore, tmp_path: Path) -> None:
+def test_the_image_format_is_detected_from_the_bytes(store: LocalStore, tmp_path: Path) -> None:
     manifest = local_pairs(tmp_path, 1)
     (tmp_path / "photos/0.jpg").write_bytes(AFTER)
-    Image.fromarray(photograph(3)).save(tmp_path / "images/positive-edit/0.png", "WEBP")
+    Image.fromarray(make_photo(3)).save(tmp_path / "images/positive-edit/0.png", "WEBP")
     fetch(store, one_shard(manifest))
     assert list(stored(store)[0].parts) == ["input.png", "edited.webp"]
 
 
-def test_a_local_image_that_went_away_is_a_row(store: LocalStore, tmp_path: Path) -> None:
+def test_a_deleted_local_image_is_a_failed_row(store: LocalStore, tmp_path: Path) -> None:
     profile = one_shard(local_pairs(tmp_path, 2), source={"photos_from": ("local",)})
-    build_manifest(store, profile, quiet)
+    call(MANIFEST, store, profile)
     (tmp_path / "photos/1.jpg").unlink()
-    fetch_pairs(store, profile, SHARD, quiet)
+    call(IMAGE_PAIRS, store, profile, SHARD)
     assert [row["status"] for row in table(store)] == ["ok", "failed"]
     assert "1.jpg" in table(store)[1]["reason"]
 
 
 def test_an_empty_shard_is_written(store: LocalStore, tmp_path: Path) -> None:
     profile = one_shard(local_pairs(tmp_path, 2))
-    build_manifest(store, profile, quiet)
-    result = fetch_pairs(store, profile, "dev-00000", quiet)
+    call(MANIFEST, store, profile)
+    result = call(IMAGE_PAIRS, store, profile, "dev-00000")
     assert result.stats["records"] == 0
     assert store.exists(paths.pairs_tar("dev-00000"))
 
 
-def test_without_any_network_no_shard_is_written(store: LocalStore, server: Server, tmp_path: Path) -> None:
+def test_no_shard_is_written_without_a_network(store: LocalStore, server: Server, tmp_path: Path) -> None:
     profile = served(server, tmp_path, {1: (body(BEFORE), body(AFTER)), 2: (body(BEFORE), body(AFTER))})
     server.shutdown()
     server.server_close()
@@ -233,7 +235,7 @@ def test_without_any_network_no_shard_is_written(store: LocalStore, server: Serv
     assert not store.list("image_pairs/")
 
 
-def test_a_server_that_has_nothing_is_not_a_missing_network(
+def test_a_server_without_any_image_is_no_network_failure(
     store: LocalStore, server: Server, tmp_path: Path
 ) -> None:
     fetch(store, served(server, tmp_path, {1: (status(404), status(404))}))
@@ -241,67 +243,67 @@ def test_a_server_that_has_nothing_is_not_a_missing_network(
 
 
 class FullDisk(LocalStore):
-    """A folder on a disk that takes so many bytes and no more."""
+    """A store whose every file has a size limit."""
 
-    room = 30_000
+    limit_bytes = 30_000
 
     @contextmanager
-    def _create(self, path: Path) -> Iterator[BinaryIO]:
-        with super()._create(path) as file:
-            yield cast(BinaryIO, Limited(file, self.room))
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        with super().create(name) as file:
+            yield cast(BinaryIO, LimitedFile(file, self.limit_bytes))
 
 
-class Limited:
-    def __init__(self, file: IO[bytes], room: int) -> None:
-        self.file, self.room = file, room
+class LimitedFile:
+    def __init__(self, file: IO[bytes], remaining: int) -> None:
+        self.file, self.remaining = file, remaining
         self.closed, self.flush = False, file.flush
 
     def write(self, data: bytes) -> int:
-        self.room -= len(data)
-        if self.room < 0:
+        self.remaining -= len(data)
+        if self.remaining < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return self.file.write(data)
 
 
-def test_a_full_disk_ends_the_stage_and_leaves_nothing(
+def test_a_full_spool_disk_ends_the_stage_and_leaves_no_files(
     store: LocalStore, server: Server, tmp_path: Path
 ) -> None:
     answers = {number: (body(BEFORE), body(AFTER)) for number in range(100)}
     profile = served(server, tmp_path, answers)
-    build_manifest(store, profile, quiet)
+    call(MANIFEST, store, profile)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10 * len(AFTER), limits[1]))
     try:
         with pytest.raises(StoreError, match=f"{SHARD}.*File too large"):
-            fetch_pairs(store, profile, SHARD, quiet)
+            call(IMAGE_PAIRS, store, profile, SHARD)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert store.list("image_pairs/") == []
-    # What was ahead is given up with it.
-    assert sum(server.asked.values()) < 200
-    before = sum(server.asked.values())
-    stats = fetch_pairs(store, profile, SHARD, quiet).stats
+    # Downloads ahead of the failed write are cancelled.
+    assert sum(server.requests.values()) < 200
+    before = sum(server.requests.values())
+    stats = call(IMAGE_PAIRS, store, profile, SHARD).stats
     assert stats["ok"] == 100
-    assert stats["fetched"] == sum(server.asked.values()) - before < 200
+    assert stats["fetched"] == sum(server.requests.values()) - before < 200
 
 
-def test_a_full_disk_of_the_store_ends_the_stage_and_keeps_the_images(
+def test_a_full_store_disk_ends_the_stage_and_keeps_the_images(
     store: LocalStore, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(path: Path, other: Path) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
-    # The store is on another file system than the spool.
+    # Simulate a store on another file system than the spool.
     monkeypatch.setattr(os, "link", link)
     profile = served(server, tmp_path, {number: (body(BEFORE), body(AFTER)) for number in range(9)})
-    build_manifest(store, profile, quiet)
+    call(MANIFEST, store, profile)
     with pytest.raises(StoreError, match="No space left"):
-        fetch_pairs(FullDisk(store.folder), profile, SHARD, quiet)
+        call(IMAGE_PAIRS, FullDisk(store.folder), profile, SHARD)
     assert store.list("image_pairs/") == []
     assert not [path for path in store.folder.rglob(".tmp-*") if path.is_file()]
-    asked = sum(server.asked.values())
-    result = fetch_pairs(store, profile, SHARD, quiet)
-    assert (result.stats["resumed"], sum(server.asked.values())) == (18, asked)
+    requests = sum(server.requests.values())
+    result = call(IMAGE_PAIRS, store, profile, SHARD)
+    assert (result.stats["resumed"], sum(server.requests.values())) == (18, requests)
     with store.open(paths.pairs_tar(SHARD)) as file:
-        told = result.files[paths.pairs_tar(SHARD)].sha256
-        assert digest_of(file, told) == told
+        digest = result.files[paths.pairs_tar(SHARD)].sha256
+        assert file_digest(file, digest) == digest

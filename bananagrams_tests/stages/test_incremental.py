@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.stages import stage
+from bananagrams_assets.graph import ALIGNED_PAIRS, DATASET_STAGES
 from bananagrams_assets.stages.shards import dataset_digest
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
@@ -53,10 +53,9 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 def files_of(*partitions: str) -> tuple[str, ...]:
     """Prefixes of all that these partitions, `asset/partition`, leave in the store; not of the manifest."""
-    apart = (name.split("/") for name in partitions)
-    return tuple(
-        prefix for asset, part in apart if asset != "manifest" for prefix in paths.outputs(asset, part)
-    )
+    stages = {stage.name: stage for stage in DATASET_STAGES}
+    built = (name.split("/") for name in partitions if not name.startswith("manifest/"))
+    return tuple(prefix for name, part in built for prefix in stages[name].output_prefixes(part))
 
 
 def profile(manifest: Path, **sections: dict[str, object]) -> Profile:
@@ -104,16 +103,16 @@ def test_one_mask_setting_touches_masks_and_what_reads_them_alone(store: Store, 
 
 
 def test_one_code_version_touches_its_stage_alone_where_the_result_is_the_same(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path
 ) -> None:
     manifest = local_pairs(tmp_path, 6)
     build_all(store, profile(manifest))
     before = touched(store)
-    now = stage.STAGES["aligned_pairs"]
-    monkeypatch.setitem(stage.STAGES, "aligned_pairs", replace(now, version="next"))
-    built = build_all(store, profile(manifest))
+    newer = replace(ALIGNED_PAIRS, version="next")
+    stages = [newer if stage is ALIGNED_PAIRS else stage for stage in DATASET_STAGES]
+    built = build_all(store, profile(manifest), stages=stages)
     assert set(built) == {f"aligned_pairs/{shard}" for shard in profile(manifest).shard_keys()}
-    assert set(map(tuple, built.values())) == {(f"code version {now.version} → next",)}
+    assert set(map(tuple, built.values())) == {(f"code version {ALIGNED_PAIRS.version} → next",)}
     assert changed(before, touched(store)) == {
         paths.receipt("aligned_pairs", shard) for shard in profile(manifest).shard_keys()
     }

@@ -14,28 +14,32 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
-from bananagrams_assets.stages.stage import read_receipt, run_stage
+from bananagrams_assets.graph import ALIGNED_PAIRS, EDIT_MASKS, IMAGE_PAIRS, MANIFEST, SHARDS
+from bananagrams_assets.progress import ignore_progress
+from bananagrams_assets.stages.build import build_partition
+from bananagrams_assets.stages.receipts import read_receipt
+from bananagrams_assets.stages.stage import UNPARTITIONED
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.store import Store
 
-from ..photos import local_pairs, one_shard, quiet
+from ..photos import local_pairs, one_shard
 from ..weed import BUCKET, Weed
-from .building import BUILDERS, whole_manifest
 
 pytestmark = pytest.mark.slow
 
 SHARD = "train-00000"
 KILLS = 20
+STAGES = (IMAGE_PAIRS, ALIGNED_PAIRS, EDIT_MASKS, SHARDS)
 
 
 def build(url: str, manifest: str, variables: dict[str, str]) -> None:
     """All stages of the shard, built anew; in a process of its own."""
     os.environ.update(variables)
     store, profile = open_store(url), one_shard(manifest)
-    for asset in ("image_pairs", "aligned_pairs", "edit_masks", "shards"):
-        run_stage(store, profile, asset, SHARD, BUILDERS[asset], quiet, rebuild=True)
+    for stage in STAGES:
+        build_partition(store, profile, stage, SHARD, ignore_progress, rebuild=True)
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def test_kill_9_leaves_whole_objects_only(
     profile, store = one_shard(manifest), open_store(url)
     reference = LocalStore(tmp_path / "reference")
     for one in (store, reference):
-        run_stage(one, profile, "manifest", "whole", whole_manifest, quiet)
+        build_partition(one, profile, MANIFEST, UNPARTITIONED, ignore_progress)
     build(reference.url, str(manifest), variables)
     expected = digests(reference)
 
@@ -112,8 +116,8 @@ def test_kill_9_leaves_whole_objects_only(
                     parquet.read_table(path)
             elif name.endswith(".json"):
                 json.loads(store.read(name))
-        for asset in ("image_pairs", "aligned_pairs", "edit_masks", "shards"):
-            receipt = read_receipt(store, asset, SHARD)
+        for stage in STAGES:
+            receipt = read_receipt(store, stage.name, SHARD)
             assert receipt is None or all(store.exists(name) for name in receipt.files)
 
     last = started()

@@ -1,4 +1,4 @@
-"""Manifests of the three kinds: their records, their traps, and what is taken of them."""
+"""The three kinds of records, and the filters."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bananagrams_assets.config import ConfigError, Profile, SourceSettings, SplitsSettings
-from bananagrams_assets.records.manifest_line import Record, Reject, Source, assigning, parse_line, source_id
+from bananagrams_assets.graph import MANIFEST
+from bananagrams_assets.records.manifest_line import Source, parse_line
 from bananagrams_assets.records.open_images import Photos
-from bananagrams_assets.stages.manifest import ManifestError, build_manifest
+from bananagrams_assets.records.record import Record, Reject
+from bananagrams_assets.records.splits import shard_assigner, source_id
+from bananagrams_assets.stages.manifest import ManifestError
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.tables import read_table
 
-from ..photos import profile_of, quiet, record, write_manifest
+from ..photos import profile_of, record, write_manifest
+from .building import call
 
 CDN = "https://cdn.example.org/nb/"
 ORIGINAL = "https://farm8.staticflickr.com/2915/14573719235_6cfb811e3c_o.jpg"
-PHOTOGRAPHS = Photos(SourceSettings())
-REMOTE = Source("https://example.org/multi-turn.jsonl", None, CDN, PHOTOGRAPHS)
+PHOTOS = Photos(SourceSettings())
+REMOTE = Source("https://example.org/multi-turn.jsonl", None, CDN, PHOTOS)
 
 
 def chain(number: int = 101, turns: int = 3, original: str = ORIGINAL, **changes: Any) -> dict[str, Any]:
-    """A record as in the public multi-turn manifest."""
+    """Return a record as in the public multi-turn manifest."""
     files = [
         {"id": f"edit_turn{turn}", "url": f"images/multi-turn/{number}_attemptB_turn{turn}.png"}
         for turn in range(1, turns)
@@ -41,54 +45,56 @@ def chain(number: int = 101, turns: int = 3, original: str = ORIGINAL, **changes
 
 
 def parse(content: Any, source: Source = REMOTE) -> list[Record | Reject]:
-    return parse_line(json.dumps(content).encode(), 7, source, assigning(SplitsSettings()))
+    return parse_line(json.dumps(content).encode(), 7, source, shard_assigner(SplitsSettings()))
 
 
 def records_of(content: Any, source: Source = REMOTE) -> list[Record]:
-    found = parse(content, source)
-    assert all(isinstance(item, Record) for item in found), found
-    return [item for item in found if isinstance(item, Record)]
+    parsed = parse(content, source)
+    assert all(isinstance(item, Record) for item in parsed), parsed
+    return [item for item in parsed if isinstance(item, Record)]
 
 
 def reason_of(content: Any, source: Source = REMOTE) -> str:
-    (found,) = parse(content, source)
-    assert isinstance(found, Reject)
-    assert found.line == 7
-    return found.reason
+    (reject,) = parse(content, source)
+    assert isinstance(reject, Reject)
+    assert reject.line == 7
+    return reject.reason
 
 
 def build(folder: Path, profile: Profile) -> list[dict[str, Any]]:
     store = LocalStore(folder / "store")
-    build_manifest(store, profile, quiet)
+    call(MANIFEST, store, profile)
     return [row for shard in profile.shard_keys() for row in read_table(store, paths.manifest_table(shard))]
 
 
 class TestChains:
-    def test_each_turn_is_a_pair_of_the_image_before_it(self) -> None:
-        found = records_of(chain())
+    def test_the_input_of_a_turn_is_the_image_before_it(self) -> None:
+        records = records_of(chain())
         names = [f"images/multi-turn/101_attemptB_turn{turn}.png" for turn in (1, 2, 3)]
-        assert [item.kind for item in found] == ["multi-turn"] * 3
-        assert [item.turn for item in found] == [1, 2, 3]
-        assert [item.output_image for item in found] == names
-        assert [item.output_url for item in found] == [CDN + name for name in names]
-        assert [item.input_url for item in found] == [ORIGINAL, CDN + names[0], CDN + names[1]]
-        assert [item.input_candidates for item in found] == [[item.input_url] for item in found]
-        assert [item.text for item in found] == ["Change number 1", "Change number 2", "Change number 3"]
-        assert [item.summary for item in found] == [item.text for item in found]
-        assert {(item.edit_type, item.category, item.scope) for item in found} == {("unknown", "unknown", "")}
+        assert [item.kind for item in records] == ["multi-turn"] * 3
+        assert [item.turn for item in records] == [1, 2, 3]
+        assert [item.output_image for item in records] == names
+        assert [item.output_url for item in records] == [CDN + name for name in names]
+        assert [item.input_url for item in records] == [ORIGINAL, CDN + names[0], CDN + names[1]]
+        assert [item.input_candidates for item in records] == [[item.input_url] for item in records]
+        assert [item.text for item in records] == ["Change number 1", "Change number 2", "Change number 3"]
+        assert [item.summary for item in records] == [item.text for item in records]
+        assert {(item.edit_type, item.category, item.scope) for item in records} == {
+            ("unknown", "unknown", "")
+        }
 
-    def test_all_turns_are_of_the_original_photograph(self) -> None:
-        found = records_of(chain(turns=5))
-        assert {item.source_id for item in found} == {source_id(ORIGINAL)}
-        assert len({(item.split, item.shard) for item in found}) == 1
-        assert {item.attribution for item in found} == {f"photograph: {ORIGINAL}"}
-        assert len({item.key for item in found}) == 5
+    def test_all_turns_have_the_source_id_of_the_original(self) -> None:
+        records = records_of(chain(turns=5))
+        assert {item.source_id for item in records} == {source_id(ORIGINAL)}
+        assert len({(item.split, item.shard) for item in records}) == 1
+        assert {item.attribution for item in records} == {f"photograph: {ORIGINAL}"}
+        assert len({item.key for item in records}) == 5
 
-    def test_one_turn_has_the_final_image_alone(self) -> None:
-        (found,) = records_of(chain(turns=1))
-        assert (found.turn, found.input_url) == (1, ORIGINAL)
+    def test_a_chain_of_one_turn_has_only_the_final_image(self) -> None:
+        (record_,) = records_of(chain(turns=1))
+        assert (record_.turn, record_.input_url) == (1, ORIGINAL)
 
-    def test_turns_are_ordered_by_their_number_not_their_place_or_spelling(self) -> None:
+    def test_turns_are_ordered_by_their_number(self) -> None:
         content = chain(turns=12)
         content["files"] = sorted(content["files"], key=lambda file: str(file["id"]))
         assert records_of(content) == records_of(chain(turns=12))
@@ -98,7 +104,7 @@ class TestChains:
         [
             ({"files": None}, "files is null"),
             ({"files": {}}, "files is not a list but a dict"),
-            ({"files": ["a.png"]}, "files holds what is no object but a str"),
+            ({"files": ["a.png"]}, "files has an entry that is not an object but a str"),
             ({"files": [{"url": "a.png"}]}, "id of a file is missing"),
             ({"files": [{"id": "edit_turn1"}]}, "url of edit_turn1 is missing"),
             ({"files": [{"id": "edit_turn1", "url": None}]}, "url of edit_turn1 is null"),
@@ -108,25 +114,25 @@ class TestChains:
             ({"metadata_edit_turn_prompts": ["a"]}, "1 metadata_edit_turn_prompts for 3 turns"),
         ],
     )
-    def test_a_chain_that_is_none_is_one_reject(self, changes: dict[str, Any], words: str) -> None:
+    def test_an_invalid_chain_is_one_reject(self, changes: dict[str, Any], words: str) -> None:
         assert words in reason_of(chain(**changes))
 
     @pytest.mark.parametrize("name", ["original_input_image", "edit_turn1", "final_image"])
-    def test_a_missing_or_repeated_image_is_named(self, name: str) -> None:
+    def test_a_missing_or_repeated_image_is_rejected(self, name: str) -> None:
         content = chain()
         kept = [file for file in content["files"] if file["id"] != name]
         lost = [file for file in content["files"] if file["id"] == name]
-        assert "files lacks a picture: " in reason_of({**content, "files": kept})
-        assert reason_of({**content, "files": kept + lost * 2}) == f"files names a picture twice: '{name}'"
+        assert "files lacks an image: " in reason_of({**content, "files": kept})
+        assert reason_of({**content, "files": kept + lost * 2}) == f"files has an image twice: '{name}'"
 
-    def test_keys_without_the_prompts_are_no_chain(self) -> None:
+    def test_a_chain_needs_files_and_prompts(self) -> None:
         content = chain()
         del content["metadata_edit_turn_prompts"]
         assert reason_of(content) == "metadata_edit_turn_prompts is missing"
         assert reason_of({"metadata_edit_turn_prompts": []}) == "files is missing"
 
     @pytest.mark.parametrize(("prompt", "word"), [(None, "null"), (" ", "empty"), (3, "not a string")])
-    def test_a_turn_without_a_prompt_is_a_reject_alone(self, prompt: Any, word: str) -> None:
+    def test_only_a_turn_without_a_prompt_is_rejected(self, prompt: Any, word: str) -> None:
         first, second, third = parse(chain(metadata_edit_turn_prompts=["Zoom in", prompt, "Warmer"]))
         assert isinstance(first, Record)
         assert isinstance(third, Record)
@@ -137,28 +143,28 @@ class TestChains:
         assert third.input_url == CDN + second.output_image
 
     @pytest.mark.parametrize("name", ["../1.png", "/etc/1.png", "https://example.org/1.png", "a\\b.png"])
-    def test_an_edited_image_stays_under_its_folder(self, name: str) -> None:
+    def test_an_edited_image_outside_its_folder_is_rejected(self, name: str) -> None:
         content = chain(turns=1)
         content["files"][0]["url"] = name
-        assert reason_of(content).startswith("url of an edited picture ")
+        assert reason_of(content).startswith("url of an edited image ")
 
     @pytest.mark.parametrize("url", ["ftp://example.org/a.jpg", "photos/a.jpg", "/etc/passwd", "file:///a"])
-    def test_a_remote_chain_begins_at_a_web_address(self, url: str) -> None:
+    def test_a_remote_chain_starts_with_an_http_url(self, url: str) -> None:
         assert reason_of(chain(original=url)).startswith("original_input_image must be an http or https URL")
 
-    def test_a_local_chain_takes_its_files(self, tmp_path: Path) -> None:
+    def test_a_local_chain_uses_its_files(self, tmp_path: Path) -> None:
         names = ["photos/1.jpg", "images/multi-turn/101_attemptB_turn1.png"]
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True)
             (tmp_path / name).write_bytes(b"picture")
-        source = Source("multi-turn.jsonl", tmp_path, CDN, PHOTOGRAPHS)
+        source = Source("multi-turn.jsonl", tmp_path, CDN, PHOTOS)
         first, second = records_of(chain(turns=2, original=names[0]), source)
         assert (first.local_input, first.local_output) == (f"{tmp_path}/{names[0]}", f"{tmp_path}/{names[1]}")
         assert first.input_candidates == [f"local:{tmp_path}/{names[0]}"]
         assert second.input_candidates == [f"local:{tmp_path}/{names[1]}"]
         assert (second.local_output, second.source_id) == ("", source_id(names[0]))
         assert "does not exist" in reason_of(chain(original="photos/2.jpg"), source)
-        assert "must hold no" in reason_of(chain(original="../1.jpg"), source)
+        assert "must not have" in reason_of(chain(original="../1.jpg"), source)
         mapped = chain(turns=1, local_input_image=names[0])
         assert records_of(mapped, source)[0].input_candidates == [f"local:{tmp_path}/{names[0]}", ORIGINAL]
 
@@ -180,36 +186,36 @@ FILES = st.lists(
 
 
 @given(FILES | JSON, st.lists(st.text() | JSON, max_size=4) | JSON)
-def test_any_chain_is_records_and_rejects(files: Any, prompts: Any) -> None:
-    for source in (REMOTE, Source("multi-turn.jsonl", Path("/nowhere"), CDN, PHOTOGRAPHS)):
-        found = parse({"files": files, "metadata_edit_turn_prompts": prompts}, source)
-        assert found
-        turns = [item.turn for item in found if isinstance(item, Record)]
+def test_any_chain_gives_records_and_rejects(files: Any, prompts: Any) -> None:
+    for source in (REMOTE, Source("multi-turn.jsonl", Path("/nowhere"), CDN, PHOTOS)):
+        parsed = parse({"files": files, "metadata_edit_turn_prompts": prompts}, source)
+        assert parsed
+        turns = [item.turn for item in parsed if isinstance(item, Record)]
         assert turns == sorted(set(turns))
-        assert all(0 < len(item.reason) < 1000 for item in found if isinstance(item, Reject))
+        assert all(0 < len(item.reason) < 1000 for item in parsed if isinstance(item, Reject))
 
 
 class TestManifests:
-    def test_the_shape_of_a_record_tells_its_kind_not_the_name_of_the_file(self, tmp_path: Path) -> None:
+    def test_the_fields_of_a_record_determine_its_kind(self, tmp_path: Path) -> None:
         lines = [record(1), record(2, rejected_images=["images/negative/2.png"]), chain()]
         rows = build(tmp_path, profile_of(write_manifest(tmp_path, lines, "all.jsonl")))
         assert Counter(row["kind"] for row in rows) == {"sft": 1, "preference": 1, "multi-turn": 3}
 
-    def test_names_need_not_be_numbers(self, tmp_path: Path) -> None:
+    def test_image_names_may_be_any_text(self, tmp_path: Path) -> None:
         names = ["1.png", "1_retry1.png", "kewsee_retry1.png", "kewsee_retry1.1.png", "retry1.png", "ä 1.png"]
         lines = [record(output_image=f"images/positive-edit/{name}") for name in names]
         rows = build(tmp_path, profile_of(write_manifest(tmp_path, lines)))
         assert len({row["key"] for row in rows}) == len(names)
         assert all(re.fullmatch(r"[A-Za-z0-9_-]+", row["key"]) for row in rows)
 
-    def test_a_repeated_chain_is_as_many_duplicates_as_it_has_turns(self, tmp_path: Path) -> None:
+    def test_each_turn_of_a_repeated_chain_is_a_duplicate(self, tmp_path: Path) -> None:
         path = write_manifest(tmp_path, [chain(), record(1), chain()])
         profile = profile_of(path)
         assert len(build(tmp_path, profile)) == 4
         rejects = read_table(LocalStore(tmp_path / "store"), paths.MANIFEST_REJECTS)
         assert [row["reason"] for row in rejects] == ["exact duplicate: line 3 repeats line 1"] * 3
 
-    def test_two_chains_that_claim_one_image_lose_it(self, tmp_path: Path) -> None:
+    def test_different_chains_with_one_image_lose_it(self, tmp_path: Path) -> None:
         other = chain(metadata_edit_turn_prompts=["Change number 1", "Another", "Change number 3"])
         rows = build(tmp_path, profile_of(write_manifest(tmp_path, [chain(), other])))
         assert sorted(row["turn"] for row in rows) == [1, 3]
@@ -219,14 +225,14 @@ class TestManifests:
         assert all(row["reason"].endswith("_turn2.png on line 1, line 2") for row in different)
         assert len(rejects) == 4
 
-    def test_more_than_five_places_of_one_image_are_counted(self, tmp_path: Path) -> None:
+    def test_a_reason_lists_at_most_five_lines(self, tmp_path: Path) -> None:
         lines = [record(1, text=f"Text {number}") for number in range(8)]
         build(tmp_path, profile_of(write_manifest(tmp_path, [*lines, record(2)])))
         rejects = read_table(LocalStore(tmp_path / "store"), paths.MANIFEST_REJECTS)
         assert len(rejects) == 8
         assert rejects[0]["reason"].endswith("on line 1, line 2, line 3, line 4, line 5 and 3 more")
 
-    def test_a_photographs_edits_of_every_kind_are_in_one_shard(self, tmp_path: Path) -> None:
+    def test_edits_of_all_kinds_of_a_photo_are_in_one_shard(self, tmp_path: Path) -> None:
         paths = [
             write_manifest(tmp_path, lines, f"{name}.jsonl")
             for name, lines in {
@@ -246,8 +252,8 @@ class TestManifests:
             shards.setdefault(row["source_id"], set()).add(row["shard"])
             kinds.setdefault(row["source_id"], set()).add(row["kind"])
         assert len(shards) == 9
-        assert all(len(found) == 1 for found in shards.values())
-        assert all(found == {"sft", "preference", "multi-turn"} for found in kinds.values())
+        assert all(len(values) == 1 for values in shards.values())
+        assert all(values == {"sft", "preference", "multi-turn"} for values in kinds.values())
 
 
 class TestFilters:
@@ -272,13 +278,11 @@ class TestFilters:
             ("edit_types", ["zoom-in", "film-grain"], 2),
         ],
     )
-    def test_what_is_asked_for_is_taken(
-        self, tmp_path: Path, name: str, values: list[str], count: int
-    ) -> None:
+    def test_a_filter_selects_records(self, tmp_path: Path, name: str, values: list[str], count: int) -> None:
         rows = build(tmp_path, profile_of(write_manifest(tmp_path, self.lines), source={name: values}))
         assert len(rows) == count
 
-    def test_filters_hold_together(self, tmp_path: Path) -> None:
+    def test_all_filters_apply(self, tmp_path: Path) -> None:
         path = write_manifest(tmp_path, self.lines)
         both = {"kinds": ["sft"], "scopes": ["local", "global"]}
         assert len(build(tmp_path, profile_of(path, source=both))) == 1
@@ -297,13 +301,13 @@ class TestFilters:
             ("photos_from", [], "at least 1"),
         ],
     )
-    def test_other_values_are_refused_with_those_allowed(
+    def test_invalid_values_raise_with_the_allowed_ones(
         self, name: str, values: list[str], words: str
     ) -> None:
         with pytest.raises(ConfigError, match=rf"source\.{name}.*{words}"):
             profile_of(source={name: values})
 
-    def test_a_sample_is_spread_over_the_kinds(self, tmp_path: Path) -> None:
+    def test_a_sample_contains_all_kinds(self, tmp_path: Path) -> None:
         lines = [record(n) for n in range(300)]
         lines += [record(n + 1000, rejected_images=[]) for n in range(300)]
         path = write_manifest(tmp_path, lines)

@@ -8,28 +8,21 @@ from pathlib import Path
 import pytest
 
 from bananagrams_assets.config import Profile
+from bananagrams_assets.graph import ALIGNED_PAIRS, EDIT_MASKS, IMAGE_PAIRS, MANIFEST, SHARDS
+from bananagrams_assets.progress import ignore_progress
 from bananagrams_assets.records.sources import SourceError
-from bananagrams_assets.stages.aligned_pairs import align_pairs
-from bananagrams_assets.stages.edit_masks import make_masks
-from bananagrams_assets.stages.image_pairs import fetch_pairs
-from bananagrams_assets.stages.manifest import build_manifest
-from bananagrams_assets.stages.reviews import judged_bad
-from bananagrams_assets.stages.shards import dataset_digest, pack_shard
-from bananagrams_assets.stages.stage import run_stage, why_stale, write_receipt
+from bananagrams_assets.stages.build import build_partition
+from bananagrams_assets.stages.reviews import bad_samples
+from bananagrams_assets.stages.shards import dataset_digest
+from bananagrams_assets.stages.staleness import why_stale
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.tables import read_table
 
-from ..photos import local_pairs, one_shard, quiet
+from ..photos import local_pairs, one_shard
+from .building import build_all
 
 SHARD = "train-00000"
-STAGES = {
-    "image_pairs": fetch_pairs,
-    "aligned_pairs": align_pairs,
-    "edit_masks": make_masks,
-    "shards": pack_shard,
-}
-
 
 FILE = {"format": "bananagrams-verdicts-1", "reviewer": "Ann"}
 
@@ -43,8 +36,8 @@ def save(path: Path, *samples: tuple[str, str, str, str], reviewer: str = "Ann")
     return path
 
 
-def with_verdicts(profile: Profile, *names: object) -> Profile:
-    shards = profile.shards.model_copy(update={"verdicts": tuple(map(str, names))})
+def with_reviews(profile: Profile, *names: object) -> Profile:
+    shards = profile.shards.model_copy(update={"reviews": tuple(map(str, names))})
     return profile.model_copy(update={"shards": shards})
 
 
@@ -56,11 +49,7 @@ def reasons(store: LocalStore) -> dict[str, tuple[str, str]]:
 @pytest.fixture
 def built(tmp_path: Path) -> tuple[LocalStore, Profile]:
     store, profile = LocalStore(tmp_path / "store"), one_shard(local_pairs(tmp_path / "pairs", 3))
-    results = build_manifest(store, profile, quiet)
-    for shard in profile.shard_keys():
-        write_receipt(store, profile, "manifest", shard, results[shard], {})
-        for asset, stage in STAGES.items():
-            run_stage(store, profile, asset, shard, stage, quiet)
+    build_all(store, profile, stages=(MANIFEST, IMAGE_PAIRS, ALIGNED_PAIRS, EDIT_MASKS, SHARDS))
     return store, profile
 
 
@@ -75,30 +64,30 @@ def test_a_bad_sample_is_left_out_and_its_row_says_who_and_why(
         (keys[1], SHARD, "good", ""),
         (keys[2], SHARD, "", "hm"),
     )
-    judged = with_verdicts(profile, file)
-    assert why_stale(store, profile, "shards", SHARD) == []
-    assert why_stale(store, judged, "shards", SHARD) == ["shards.verdicts changed"]
-    assert why_stale(store, judged, "shards", "dev-00000") == []
-    run_stage(store, judged, "shards", SHARD, pack_shard, quiet)
+    judged = with_reviews(profile, file)
+    assert why_stale(store, profile, SHARDS, SHARD) == []
+    assert why_stale(store, judged, SHARDS, SHARD) == ["shards.reviews changed"]
+    assert why_stale(store, judged, SHARDS, "dev-00000") == []
+    build_partition(store, judged, SHARDS, SHARD, ignore_progress)
     assert reasons(store) == {
         keys[0]: ("dropped", "judged bad by Ann: the flag's shadow is missing"),
         keys[1]: ("written", ""), keys[2]: ("written", ""),
     }  # fmt: skip
     # A note on a good sample changes nothing, and a verdict taken back brings the sample back.
     save(file, (keys[0], SHARD, "bad", "the flag's shadow is missing"), (keys[1], SHARD, "good", "fine"))
-    assert why_stale(store, judged, "shards", SHARD) == []
+    assert why_stale(store, judged, SHARDS, SHARD) == []
     save(file, (keys[1], SHARD, "good", "fine"))
-    assert why_stale(store, judged, "shards", SHARD) == ["shards.verdicts changed"]
+    assert why_stale(store, judged, SHARDS, SHARD) == ["shards.reviews changed"]
 
 
 def test_verdicts_leave_the_metadata_of_other_samples_alone(built: tuple[LocalStore, Profile]) -> None:
     _, profile = built
-    assert dataset_digest(with_verdicts(profile, "ann.json")) == dataset_digest(profile)
+    assert dataset_digest(with_reviews(profile, "ann.json")) == dataset_digest(profile)
 
 
 def test_files_lie_on_disk_or_in_the_store_and_one_bad_is_enough(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
-    profile = with_verdicts(
+    profile = with_reviews(
         one_shard("unused.jsonl"), save(tmp_path / "a.json", ("k", "", "good", "")), "store:b.json"
     )
     store.write(
@@ -107,7 +96,7 @@ def test_files_lie_on_disk_or_in_the_store_and_one_bad_is_enough(tmp_path: Path)
             tmp_path / "b.json", ("k", "", "bad", ""), ("l", "dev-00000", "bad", ""), reviewer=""
         ).read_bytes(),
     )
-    assert judged_bad(store, profile, SHARD) == {"k": "judged bad by b.json"}
+    assert bad_samples(store, profile.shards.reviews, SHARD) == {"k": "judged bad by b.json"}
 
 
 @pytest.mark.parametrize(
@@ -132,10 +121,10 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, text: str | None, problem:
     if text is not None:
         path.write_text(text)
     with pytest.raises(SourceError, match=rf"ann\.json.*{problem}"):
-        judged_bad(LocalStore(tmp_path), with_verdicts(one_shard("unused.jsonl"), path), SHARD)
+        bad_samples(LocalStore(tmp_path), with_reviews(one_shard("unused.jsonl"), path).shards.reviews, SHARD)
 
 
 def test_a_file_that_the_store_lacks_is_named(tmp_path: Path) -> None:
-    profile = with_verdicts(one_shard("unused.jsonl"), "store:reviews/ann.json")
-    with pytest.raises(SourceError, match=r"shards.verdicts: .*reviews/ann.json: no such file"):
-        judged_bad(LocalStore(tmp_path), profile, SHARD)
+    profile = with_reviews(one_shard("unused.jsonl"), "store:reviews/ann.json")
+    with pytest.raises(SourceError, match=r"shards.reviews: .*reviews/ann.json: no such file"):
+        bad_samples(LocalStore(tmp_path), profile.shards.reviews, SHARD)

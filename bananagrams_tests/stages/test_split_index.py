@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bananagrams_assets.records.attribution import Credit, credit_line, read_credit
-from bananagrams_assets.stages.split_index import index_split
+from bananagrams_assets.graph import SPLIT_INDEX
+from bananagrams_assets.records.attribution import Attribution, format_attribution, parse_attribution
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import sample_writer
-from bananagrams_assets.storage.tables import SHARDS, write_table
+from bananagrams_assets.storage.tables import SHARDS_COLUMNS, write_table
 from bananagrams_assets.vision.images import encode_jpeg, encode_png_mask
 
-from ..photos import photograph, profile_of, quiet
+from ..photos import make_photo, profile_of
+from .building import call
 
 PROFILE = profile_of(splits={"train": {"ratio": 0.6, "shards": 3}})
-DUNE = Credit("A dune, by night", "Ann", "CC BY 2.0", "https://photos.example.org/dune")
+DUNE = Attribution("A dune, by night", "Ann", "CC BY 2.0", "https://photos.example.org/dune")
 
 
 def make_split(folder: Path) -> LocalStore:
@@ -39,13 +40,13 @@ def make_split(folder: Path) -> LocalStore:
         lost = {"status": "dropped", "edit_type": "Zoom in", "reason": "no inliers"}
         rows.append({**lost, "key": f"x-{shard}", "stage": "aligned_pairs"})
         rows.append({**lost, "key": f"y-{shard}", "stage": "image_pairs"})
-        write_table(store, paths.shard_table(shard), SHARDS, rows)
-    index_split(store, PROFILE, "train", quiet)
+        write_table(store, paths.shard_table(shard), SHARDS_COLUMNS, rows)
+    call(SPLIT_INDEX, store, PROFILE, "train")
     return store
 
 
 def add_sample(tar: object, number: int) -> dict[str, object]:
-    photo = photograph(number, (64, 48))
+    photo = make_photo(number, (64, 48))
     mask = np.zeros((48, 64), bool)
     mask[10:20, 10:40] = True
     key = f"sft-{number:03d}"
@@ -62,7 +63,7 @@ def add_sample(tar: object, number: int) -> dict[str, object]:
     return {
         "key": key, "status": "written", "stage": "", "reason": "", "edit_type": "Remove an existing object",
         "category": "Object", "scope": "local", "verdict": "local", "area": 0.1, "confidence": 0.9,
-        "source_id": f"{number // 2:016x}", "attribution": credit_line(DUNE),
+        "source_id": f"{number // 2:016x}", "attribution": format_attribution(DUNE),
         "input_url": f"https://photos.example.org/{number // 2}.jpg",
     }  # fmt: skip
 
@@ -93,24 +94,26 @@ def test_each_photograph_is_a_line_with_author_licence_and_link(store: LocalStor
     "credit",
     [
         DUNE,
-        Credit("Sun, sea", "A · B, C", "", "https://example.org/a b".replace(" ", "%20")),
-        Credit("photograph", "", "https://creativecommons.org/licenses/by/2.0/", "https://example.org/1"),
-        Credit("photograph", "Ann", "public domain, NASA", "https://example.org/1"),
+        Attribution("Sun, sea", "A · B, C", "", "https://example.org/a b".replace(" ", "%20")),
+        Attribution(
+            "photograph", "", "https://creativecommons.org/licenses/by/2.0/", "https://example.org/1"
+        ),
+        Attribution("photograph", "Ann", "public domain, NASA", "https://example.org/1"),
     ],
 )
-def test_a_credit_line_is_read_back(credit: Credit) -> None:
-    told = credit_line(credit)
-    assert read_credit(told, "https://example.org/asked") == credit._replace(
+def test_a_credit_line_is_read_back(credit: Attribution) -> None:
+    told = format_attribution(credit)
+    assert parse_attribution(told, "https://example.org/asked") == credit._replace(
         author=credit.author.replace(" · ", " - ")
     )
 
 
 def test_a_photograph_of_which_nothing_is_known_is_linked_by_its_address() -> None:
-    assert read_credit("photograph: https://a.example/1.jpg", "https://a.example/1.jpg") == Credit(
+    assert parse_attribution("photograph: https://a.example/1.jpg", "https://a.example/1.jpg") == Attribution(
         "", "", "", "https://a.example/1.jpg"
     )
     licence = "https://creativecommons.org/licenses/by/2.0/"
-    assert read_credit(f"A by B · {licence}", "https://a.example/2.jpg") == Credit(
+    assert parse_attribution(f"A by B · {licence}", "https://a.example/2.jpg") == Attribution(
         "A", "B", licence, "https://a.example/2.jpg"
     )
 

@@ -15,44 +15,49 @@ from PIL import Image
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.dataset.extract import extract_shard
-from bananagrams_assets.stages.aligned_pairs import align_pairs
-from bananagrams_assets.stages.edit_masks import make_masks
-from bananagrams_assets.stages.image_pairs import fetch_pairs
-from bananagrams_assets.stages.manifest import build_manifest
-from bananagrams_assets.stages.shards import PARTS, is_plain_jpeg, pack_shard
-from bananagrams_assets.stages.split_index import index_split
+from bananagrams_assets.graph import (
+    ALIGNED_PAIRS,
+    EDIT_MASKS,
+    IMAGE_PAIRS,
+    MANIFEST,
+    SHARDS,
+    SPLIT_INDEX,
+    VALIDATION_OVERLAYS,
+)
+from bananagrams_assets.stages.shards import is_plain_jpeg
 from bananagrams_assets.stages.stage import StageResult
-from bananagrams_assets.stages.validation_overlays import draw_overlays, draw_overlays_of
+from bananagrams_assets.dataset.validate import draw_shard
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
-from bananagrams_assets.storage.sample_tar import SampleError, read_samples
+from bananagrams_assets.storage.sample_tar import SAMPLE_PARTS, SampleError, read_samples
 from bananagrams_assets.storage.store import MissingObject
-from bananagrams_assets.storage.tables import ALIGNED, MASKS, SHARDS, read_table
+from bananagrams_assets.storage.tables import ALIGNED_COLUMNS, MASKS_COLUMNS, SHARDS_COLUMNS, read_table
 from bananagrams_assets.vision.images import decode_mask, encode_jpeg
 
-from ..photos import edited, local_pairs, one_shard, photograph, png, quiet
+from ..photos import edited, local_pairs, make_photo, one_shard, png
+from .building import call
 
 SHARD = "train-00000"
 STAGES = {
-    "pairs": fetch_pairs,
-    "aligned": align_pairs,
-    "masks": make_masks,
-    "shards": pack_shard,
-    "overlays": draw_overlays,
+    "pairs": IMAGE_PAIRS,
+    "aligned": ALIGNED_PAIRS,
+    "masks": EDIT_MASKS,
+    "shards": SHARDS,
+    "overlays": VALIDATION_OVERLAYS,
 }
 
 
 def build(store: LocalStore, profile: Profile, shard: str = SHARD) -> dict[str, StageResult]:
-    build_manifest(store, profile, quiet)
-    return {name: stage(store, profile, shard, quiet) for name, stage in STAGES.items()}
+    call(MANIFEST, store, profile)
+    return {name: call(stage, store, profile, shard) for name, stage in STAGES.items()}
 
 
 def messy(folder: Path) -> Path:
     """Six pairs: 0 to 2 good, 3 of unrelated photographs, 4 with a broken picture, 5 a good PNG input."""
     manifest = local_pairs(folder, 6)
-    (folder / "images/positive-edit/3.png").write_bytes(png(photograph(99)))
+    (folder / "images/positive-edit/3.png").write_bytes(png(make_photo(99)))
     (folder / "images/positive-edit/4.png").write_bytes(b"<html>")
-    (folder / "photos/5.jpg").write_bytes(png(photograph(5)))
+    (folder / "photos/5.jpg").write_bytes(png(make_photo(5)))
     return manifest
 
 
@@ -83,7 +88,7 @@ def test_each_pair_is_a_row_of_alignment(built: Built) -> None:
     assert set(rows) == {0, 1, 2, 3, 5}
     assert {number for number, row in rows.items() if row["accepted"]} == {0, 1, 2, 5}
     assert rows[3]["reason"]
-    assert list(rows[0]) == list(ALIGNED)
+    assert list(rows[0]) == list(ALIGNED_COLUMNS)
     assert np.allclose(np.reshape(rows[0]["homography"], (3, 3)), np.eye(3), atol=0.05)
     stats = results["aligned"].stats
     assert (stats["pairs"], stats["accepted"], stats["rejected"]) == (5, 4, 1)
@@ -95,7 +100,7 @@ def test_each_accepted_pair_has_a_mask(built: Built) -> None:
     store, _, results = built
     rows = numbered(read_table(store, paths.masks_table(SHARD)))
     assert set(rows) == {0, 1, 2, 5}
-    assert list(rows[0]) == list(MASKS)
+    assert list(rows[0]) == list(MASKS_COLUMNS)
     with store.open(paths.masks_tar(SHARD)) as file:
         for sample in read_samples(file):
             assert Image.open(io.BytesIO(sample.parts["mask.png"])).mode == "1"
@@ -123,7 +128,7 @@ def test_every_record_is_a_row_of_the_shard(built: Built) -> None:
         0: ("written", ""), 1: ("written", ""), 2: ("written", ""), 3: ("dropped", "aligned_pairs"),
         4: ("dropped", "image_pairs"), 5: ("written", ""),
     }  # fmt: skip
-    assert list(rows[0]) == list(SHARDS)
+    assert list(rows[0]) == list(SHARDS_COLUMNS)
     assert "not a picture" in rows[4]["reason"]
     assert (results["shards"].stats["written"], results["shards"].stats["dropped"]) == (4, 2)
     assert results["shards"].stats["dropped_by_stage"] == {"aligned_pairs": 1, "image_pairs": 1}
@@ -134,7 +139,7 @@ def test_samples_read_through_webdataset(built: Built, tmp_path: Path) -> None:
     samples = dataset(store)
     assert sorted(samples) == [0, 1, 2, 5]
     for sample in samples.values():
-        assert {name for name in sample if not name.startswith("__")} == set(PARTS)
+        assert {name for name in sample if not name.startswith("__")} == set(SAMPLE_PARTS)
         assert sample["text.txt"] == b"Remove the red flag from the upper right."
         assert sample["summary.txt"] == b"Flag removed."
         photo, mask = Image.open(io.BytesIO(sample["input.jpg"])), Image.open(io.BytesIO(sample["mask.png"]))
@@ -177,7 +182,7 @@ def test_an_ordinary_jpeg_is_shipped_as_it_came(built: Built) -> None:
 
 
 def test_what_must_be_encoded_is() -> None:
-    photo = photograph(1)
+    photo = make_photo(1)
     exif = Image.Exif()
     exif[0x0112] = 6
     kinds = {"turned": {"exif": exif}, "plain": {}}
@@ -236,7 +241,7 @@ def test_an_untouched_dataset_holds_only_images_as_they_were_received(tmp_path: 
     assert "would have to be encoded" in rows[5]["reason"]
 
     small = one_shard(manifest, shards={**untouched, "largest_side_px": 100})
-    pack_shard(store, small, SHARD, quiet)
+    call(SHARDS, store, small, SHARD)
     rows = numbered(read_table(store, paths.shard_table(SHARD)))
     assert "larger than shards.largest_side_px" in rows[0]["reason"]
 
@@ -248,7 +253,7 @@ def test_an_untouched_dataset_holds_only_images_as_they_were_received(tmp_path: 
 
 def test_the_index_tells_what_a_split_holds(built: Built) -> None:
     store, profile, results = built
-    result = index_split(store, profile, "train", quiet)
+    result = call(SPLIT_INDEX, store, profile, "train")
     index = json.loads(store.read(paths.index_json("train")))
     name = paths.shard_tar(SHARD)
     info = results["shards"].files[name]
@@ -280,7 +285,7 @@ def test_the_index_tells_what_a_split_holds(built: Built) -> None:
 def test_an_index_needs_its_shards(built: Built) -> None:
     store, profile, _ = built
     with pytest.raises(MissingObject, match="dev-00000"):
-        index_split(store, profile, "dev", quiet)
+        call(SPLIT_INDEX, store, profile, "dev")
 
 
 def test_an_empty_shard_passes_through_every_stage(tmp_path: Path) -> None:
@@ -288,7 +293,7 @@ def test_an_empty_shard_passes_through_every_stage(tmp_path: Path) -> None:
     results = build(store, profile, "dev-00000")
     assert results["shards"].stats["records"] == 0
     assert results["overlays"].preview is None
-    index_split(store, profile, "dev", quiet)
+    call(SPLIT_INDEX, store, profile, "dev")
     assert json.loads(store.read(paths.index_json("dev")))["samples"] == 0
 
 
@@ -298,14 +303,14 @@ def test_overlays_show_masks_and_name_what_was_lost(built: Built) -> None:
         int(row["key"].split("-")[1]): row for row in rows_of(store.read(paths.overlays_page(SHARD)).decode())
     }
     assert sorted(rows) == [0, 1, 2, 3, 4, 5]
-    assert {number: row["panels"] for number, row in rows.items() if row["image"]} == {
+    assert {number: row["panels"] for number, row in rows.items() if row["picture"]} == {
         0: 3,
         1: 3,
         2: 3,
         3: 2,
         5: 3,
     }
-    assert (rows[4]["image"], rows[4]["mask"]) == ("", "rejected")
+    assert (rows[4]["picture"], rows[4]["mask"]) == ("", "rejected")
     assert "not a picture" in rows[4]["reason"]
     names = store.list(f"overlays/{SHARD}/pictures/")
     assert len(names) == 5
@@ -319,7 +324,7 @@ def test_overlays_are_bounded_and_drop_what_they_no_longer_show(tmp_path: Path) 
     build(store, one_shard(manifest))
     assert len(store.list(f"overlays/{SHARD}/pictures/")) == 4
     few = one_shard(manifest, overlays={"max_samples": 2})
-    result = draw_overlays(store, few, SHARD, quiet)
+    result = call(VALIDATION_OVERLAYS, store, few, SHARD)
     assert len(store.list(f"overlays/{SHARD}/pictures/")) == result.stats["drawn"] == 2
     masks = sorted(read_table(store, paths.masks_table(SHARD)), key=lambda row: row["confidence"])
     for row in masks[:2]:
@@ -330,7 +335,7 @@ def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
     store, profile, _ = built
     tar = Path(store.describe(paths.shard_tar(SHARD)))
     extract_shard(tar, tmp_path / "plain")
-    pages = [draw_overlays_of(path, tmp_path / "pages", profile) for path in (tar, tmp_path / "plain")]
+    pages = [draw_shard(path, tmp_path / "pages", profile) for path in (tar, tmp_path / "plain")]
     assert [page.parent.name for page in pages] == [SHARD, "plain"]
     for page, panels in zip(pages, (3, 1), strict=True):  # only a shard in its store has the edited pictures
         found = rows_of(page.read_text(encoding="utf-8"))
@@ -338,7 +343,7 @@ def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
         assert [row["confidence"] for row in found] == sorted(row["confidence"] for row in found)
         assert len(list((page.parent / "pictures").iterdir())) == 4
         for row in found:
-            image = Image.open(page.parent / row["image"])
+            image = Image.open(page.parent / row["picture"])
             assert image.size == (panels * row["width"], row["height"])
             assert row["outline"].startswith("M")
     contents = (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
@@ -348,13 +353,13 @@ def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
 def test_a_broken_sample_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
     folder, profile = tmp_path / "plain", one_shard("unused.jsonl")
     folder.mkdir()
-    photo = encode_jpeg(edited(photograph(1)), 90)
+    photo = encode_jpeg(edited(make_photo(1)), 90)
     mask = io.BytesIO()
     Image.new("L", (10, 10)).save(mask, "PNG")
     files = {"a.input.jpg": photo, "b.input.jpg": photo, "b.mask.png": mask.getvalue(), "c.meta.json": b"{"}
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    page = draw_overlays_of(folder, tmp_path / "out", profile).read_text(encoding="utf-8")
+    page = draw_shard(folder, tmp_path / "out", profile).read_text(encoding="utf-8")
     reasons = {row["key"]: row["reason"] for row in rows_of(page)}
     assert reasons["a"] == "no mask.png in this sample"
     assert reasons["b"] == "the mask is 10 x 10, the photograph 192 x 144"
@@ -373,4 +378,4 @@ def test_what_is_no_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "notes.tar"
     path.write_text("not a tar at all")
     with pytest.raises(SampleError, match=r"notes\.tar: not a whole tar"):
-        draw_overlays_of(path, tmp_path / "out", one_shard("unused.jsonl"))
+        draw_shard(path, tmp_path / "out", one_shard("unused.jsonl"))

@@ -1,4 +1,4 @@
-"""Two writers, dead writers and damaged bytes, on both kinds of store."""
+"""Concurrent writers, dead writers and damaged bytes, on a folder and on a bucket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bananagrams_assets.storage import s3
-from bananagrams_assets.storage.digests import MEMBERS, digest_of
+from bananagrams_assets.storage.digests import MEMBERS, file_digest
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.sample_tar import end_of_tar, tar_member
@@ -31,7 +31,7 @@ from bananagrams_assets.storage.store import (
 from ..weed import BUCKET, Weed
 
 LARGE = 3 * s3.PART_BYTES + 5
-"""More than one request holds."""
+"""Larger than one part."""
 
 
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
@@ -48,7 +48,8 @@ def size(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def overtaken(store: Store, ours: bytes, theirs: bytes) -> None:
+def write_overtaken(store: Store, ours: bytes, theirs: bytes) -> None:
+    """Write `ours` while another writer commits `theirs` to the same name."""
     with store.create("a.bin") as file:
         file.write(ours)
         store.write("a.bin", theirs)
@@ -58,30 +59,30 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_the_same_bytes_of_two_writers_are_fine(store: Store, size: int) -> None:
+def test_two_writers_may_commit_the_same_bytes(store: Store, size: int) -> None:
     with store.create("a.bin") as first, store.create("a.bin") as second:
         first.write(bytes(size))
         second.write(bytes(size))
     assert store.read("a.bin") == bytes(size)
 
 
-def test_other_bytes_of_a_second_writer_are_an_error_that_tells_of_both(store: Store, size: int) -> None:
+def test_a_conflict_describes_both_objects(store: Store, size: int) -> None:
     ours, theirs = b"o" * size, b"t" * size
     with pytest.raises(Conflict) as caught:
-        overtaken(store, ours, theirs)
+        write_overtaken(store, ours, theirs)
     for part in (store.describe("a.bin"), sha256(ours), sha256(theirs), f"process {os.getpid()}", "UTC"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert store.read("a.bin") == theirs
 
 
-def test_a_writer_replaces_what_it_has_seen(store: Store, size: int) -> None:
+def test_a_writer_replaces_the_version_at_its_start(store: Store, size: int) -> None:
     store.write("a.bin", b"stale")
     store.write("a.bin", bytes(size))
     assert store.read("a.bin") == bytes(size)
 
 
-def test_a_name_that_was_deleted_meanwhile_is_written(store: Store, size: int) -> None:
+def test_a_name_deleted_during_the_write_is_written(store: Store, size: int) -> None:
     store.write("a.bin", b"stale")
     with store.create("a.bin") as file:
         file.write(bytes(size))
@@ -89,7 +90,7 @@ def test_a_name_that_was_deleted_meanwhile_is_written(store: Store, size: int) -
     assert store.read("a.bin") == bytes(size)
 
 
-def test_a_run_that_was_overtaken_replaces_nothing(store: Store) -> None:
+def test_an_overtaken_run_replaces_nothing(store: Store) -> None:
     store.write("p/s.tar", b"stale")
     orphan, retry = (store.for_run(("p/s.", "r/"), {}) for _ in range(2))
     for name in ("p/s.tar", "p/s.parquet", "r/s.json"):
@@ -102,7 +103,7 @@ def test_a_run_that_was_overtaken_replaces_nothing(store: Store) -> None:
     store.for_run(("p/s.",), {}).write("p/s.tar", b"as the next run may")
 
 
-def test_bytes_that_are_not_those_of_the_receipt_raise(store: Store) -> None:
+def test_bytes_with_another_digest_raise(store: Store) -> None:
     store.write("a.bin", b"what was written")
     right = store.for_run((), {"a.bin": sha256(b"what was written")})
     wrong = store.for_run((), {"a.bin": sha256(b"what was to be there")})
@@ -120,17 +121,17 @@ def test_bytes_that_are_not_those_of_the_receipt_raise(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_a_bucket_knows_its_bytes_without_a_receipt(weed: Weed) -> None:
+def test_a_bucket_verifies_the_digest_in_its_metadata(weed: Weed) -> None:
     store = open_store(f"s3://{BUCKET}/damage", weed.client())
     store.write("a.bin", b"1234")
-    about = weed.client().head_object(Bucket=BUCKET, Key="damage/a.bin")["Metadata"]
-    weed.client().put_object(Bucket=BUCKET, Key="damage/a.bin", Body=b"1235", Metadata=about)
+    metadata = weed.client().head_object(Bucket=BUCKET, Key="damage/a.bin")["Metadata"]
+    weed.client().put_object(Bucket=BUCKET, Key="damage/a.bin", Body=b"1235", Metadata=metadata)
     for read in (store.read, lambda name: store.open(name).__enter__().read()):
         with pytest.raises(DamagedObject):
             read("a.bin")
 
 
-def test_what_dead_writers_left_is_removed_and_what_live_ones_write_is_not(tmp_path: Path) -> None:
+def test_temporary_files_of_dead_writers_only_are_deleted(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     program = f"""
 import sys, time
@@ -157,7 +158,7 @@ with open_store({store.url!r}).create("p/s.tar") as file:
     assert store.list("") == ["p/s.tar"]
 
 
-def test_what_another_machine_left_is_removed_after_a_day(tmp_path: Path) -> None:
+def test_temporary_files_of_other_machines_are_deleted_after_a_day(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     store.write("p/s.tar", b"")
     old, young = (store.folder / "p" / f".tmp-elsewhere-{age}" for age in ("old", "young"))
@@ -180,17 +181,17 @@ def own_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.slow
-def test_a_dead_writers_upload_is_aborted_and_a_live_ones_is_not(weed: Weed, own_tmpdir: Path) -> None:
+def test_uploads_of_dead_writers_only_are_aborted(weed: Weed, own_tmpdir: Path) -> None:
     program = f"""
 import sys, time
-from bananagrams_assets.data import s3
-ask = s3.S3Store._ask
+from bananagrams_assets.storage import s3
+request = s3.S3Store._request
 def stop(self, name, operation, **arguments):
     if operation == "complete_multipart_upload":
         print("begun", flush=True)
         time.sleep(600)
-    return ask(self, name, operation, **arguments)
-s3.S3Store._ask = stop
+    return request(self, name, operation, **arguments)
+s3.S3Store._request = stop
 s3.S3Store({BUCKET!r}, "dead").write("p/s.tar", bytes({LARGE}))
 """
     process = subprocess.Popen(
@@ -216,16 +217,16 @@ s3.S3Store({BUCKET!r}, "dead").write("p/s.tar", bytes({LARGE}))
 
 
 @pytest.mark.slow
-def test_an_upload_that_fails_is_aborted(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upload_is_aborted(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> None:
     store = s3.S3Store(BUCKET, "failing", weed.client())
-    ask = store._ask
+    request = store._request
 
     def refuse(name: str, operation: str, **arguments: object) -> object:
         if operation == "upload_part" and arguments["PartNumber"] == 3:
             raise StoreError("no")
-        return ask(name, operation, **arguments)
+        return request(name, operation, **arguments)
 
-    monkeypatch.setattr(store, "_ask", refuse)
+    monkeypatch.setattr(store, "_request", refuse)
     with pytest.raises(StoreError, match="no"):
         store.write("a.bin", bytes(LARGE))
     assert "Uploads" not in weed.client().list_multipart_uploads(Bucket=BUCKET, Prefix="failing/")
@@ -233,7 +234,7 @@ def test_an_upload_that_fails_is_aborted(weed: Weed, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_server_without_conditions_is_asked_just_before(
+def test_a_server_without_conditional_requests_is_checked_before_a_write(
     weed: Weed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from botocore.exceptions import ClientError
@@ -252,21 +253,21 @@ def test_a_server_without_conditions_is_asked_just_before(
     store.write("a.bin", b"1")
     store.write("a.bin", b"2")
     with pytest.raises(Conflict):
-        overtaken(store, b"ours", b"theirs")
+        write_overtaken(store, b"ours", b"theirs")
     assert store.read("a.bin") == b"theirs"
     with pytest.raises(MissingObject):
         store.read("b")
 
 
-def made(folder: Path, data: bytes) -> tuple[Path, FileInfo]:
-    path = folder / "made"
+def local_file(folder: Path, data: bytes) -> tuple[Path, FileInfo]:
+    path = folder / "local_file"
     path.write_bytes(data)
     return path, FileInfo(len(data), sha256(data))
 
 
-def test_a_file_is_taken_over_as_it_is(store: Store, size: int, tmp_path: Path) -> None:
+def test_adopt_stores_a_file(store: Store, size: int, tmp_path: Path) -> None:
     store.write("p/a.bin", b"stale")
-    path, info = made(tmp_path, bytes(size))
+    path, info = local_file(tmp_path, bytes(size))
     for _ in range(2):
         store.adopt("p/a.bin", path, info)
         assert store.read("p/a.bin") == bytes(size)
@@ -277,13 +278,11 @@ def test_a_file_is_taken_over_as_it_is(store: Store, size: int, tmp_path: Path) 
         assert (store.folder / "p/a.bin").samefile(path)
 
 
-def test_a_file_taken_over_by_a_digest_of_its_members_is_checked_by_it(
-    store: Store, size: int, tmp_path: Path
-) -> None:
+def test_an_adopted_tar_is_verified_by_its_members_digest(store: Store, size: int, tmp_path: Path) -> None:
     blocks = [bytes(block) for block in tar_member("a", "bin", bytes(size))]
-    path, _ = made(tmp_path, b"".join(blocks) + end_of_tar(sum(map(len, blocks))))
+    path, _ = local_file(tmp_path, b"".join(blocks) + end_of_tar(sum(map(len, blocks))))
     with path.open("rb") as file:
-        info = FileInfo(path.stat().st_size, digest_of(file, MEMBERS))
+        info = FileInfo(path.stat().st_size, file_digest(file, MEMBERS))
     for _ in range(2):
         store.adopt("p/a.tar", path, info)
     run = store.for_run(["q/"], {"p/a.tar": info.sha256})
@@ -297,7 +296,7 @@ def test_a_file_taken_over_by_a_digest_of_its_members_is_checked_by_it(
         pass
 
 
-def test_a_file_of_another_file_system_is_copied(
+def test_adopt_copies_a_file_of_another_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     def link(path: Path, other: Path) -> None:
@@ -305,19 +304,19 @@ def test_a_file_of_another_file_system_is_copied(
 
     monkeypatch.setattr(os, "link", link)
     store = LocalStore(tmp_path / "store")
-    path, info = made(tmp_path, bytes(size))
+    path, info = local_file(tmp_path, bytes(size))
     store.adopt("p/a.bin", path, info)
     assert store.read("p/a.bin") == bytes(size)
     assert not (store.folder / "p/a.bin").samefile(path)
 
 
-def test_a_file_taken_over_does_not_undo_what_came_after_its_run_began(store: Store, tmp_path: Path) -> None:
+def test_adopt_does_not_replace_a_version_newer_than_its_run(store: Store, tmp_path: Path) -> None:
     store.write("p/a.bin", b"stale")
     slow = store.for_run(["p/"], {})
     store.write("p/a.bin", b"theirs")
-    path, info = made(tmp_path, b"ours")
+    path, info = local_file(tmp_path, b"ours")
     with pytest.raises(Conflict, match=info.sha256):
         slow.adopt("p/a.bin", path, info)
     assert store.read("p/a.bin") == b"theirs"
-    path, info = made(tmp_path, b"theirs")
+    path, info = local_file(tmp_path, b"theirs")
     slow.adopt("p/a.bin", path, info)

@@ -1,4 +1,4 @@
-"""What a file's bytes are told by."""
+"""Plain and members digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bananagrams_assets.storage.digests import MEMBERS, MembersDigest, digest_of
+from bananagrams_assets.storage.digests import MEMBERS, MembersDigest, file_digest
 from bananagrams_assets.storage.sample_tar import end_of_tar, tar_member
 
 CONTENTS = st.lists(st.binary(max_size=1500), max_size=4)
@@ -23,11 +23,11 @@ def tar_of(contents: list[bytes]) -> bytes:
 
 
 def members(data: bytes) -> str:
-    return digest_of(io.BytesIO(data), MEMBERS)
+    return file_digest(io.BytesIO(data), MEMBERS)
 
 
 @given(CONTENTS, st.integers(1, 700))
-def test_a_tar_has_the_digest_of_its_members_however_it_is_read(contents: list[bytes], step: int) -> None:
+def test_adding_members_and_hashing_bytes_give_the_same_digest(contents: list[bytes], step: int) -> None:
     tar, size = tar_of(contents), 0
     made, read = MembersDigest(), MembersDigest()
     for number, data in enumerate(contents):
@@ -41,15 +41,15 @@ def test_a_tar_has_the_digest_of_its_members_however_it_is_read(contents: list[b
 
 
 @given(CONTENTS, st.integers(0, 2**32), st.integers(1, 255))
-def test_another_byte_anywhere_is_another_digest(contents: list[bytes], at: int, flip: int) -> None:
+def test_changing_any_byte_changes_the_digest(contents: list[bytes], position: int, flip: int) -> None:
     tar = tar_of(contents)
     other = bytearray(tar)
-    other[at % len(tar)] ^= flip
+    other[position % len(tar)] ^= flip
     assert members(bytes(other)) != members(tar)
 
 
 @given(CONTENTS, st.integers(0, 2**32))
-def test_a_cut_tar_has_another_digest(contents: list[bytes], cut: int) -> None:
+def test_truncating_a_tar_changes_the_digest(contents: list[bytes], cut: int) -> None:
     tar = tar_of(contents)
     assert members(tar[: cut % len(tar)]) != members(tar)
 
@@ -61,7 +61,7 @@ def test_any_bytes_have_a_digest(one: bytes, other: bytes) -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_tars_of_other_tools_have_one_too(form: int) -> None:
+def test_tar_formats_of_other_tools_have_a_digest(form: int) -> None:
     def tar(content: bytes) -> bytes:
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w", format=form) as made:
@@ -74,7 +74,7 @@ def test_tars_of_other_tools_have_one_too(form: int) -> None:
     assert members(tar(b"x" * 999)) == members(tar(b"x" * 999)) != members(tar(b"x" * 998 + b"y"))
 
 
-def test_a_copy_goes_its_own_way() -> None:
+def test_a_copy_is_independent() -> None:
     digest = MembersDigest()
     header, _, padding = tar_member("a", "bin", b"one")
     digest.add(header, hashlib.sha256(b"one").hexdigest(), padding)
@@ -83,6 +83,6 @@ def test_a_copy_goes_its_own_way() -> None:
     assert digest.hexdigest() == before != copied.hexdigest()
 
 
-def test_a_plain_digest_is_what_other_tools_find() -> None:
-    assert digest_of(io.BytesIO(b"abc"), "") == hashlib.sha256(b"abc").hexdigest()
-    assert digest_of(io.BytesIO(b"abc"), 64 * "0") == hashlib.sha256(b"abc").hexdigest()
+def test_a_plain_digest_is_sha256() -> None:
+    assert file_digest(io.BytesIO(b"abc"), "") == hashlib.sha256(b"abc").hexdigest()
+    assert file_digest(io.BytesIO(b"abc"), 64 * "0") == hashlib.sha256(b"abc").hexdigest()

@@ -1,4 +1,4 @@
-"""A build writes to no bucket that anybody can read, unless its profile says that it may."""
+"""A build does not write to a public bucket, unless its profile allows that."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import pytest
 from botocore.config import Config
 
-from bananagrams_assets.stages import stage
-from bananagrams_assets.stages.stage import PublicStore, StageResult, run_stage
+from bananagrams_assets.graph import MANIFEST
+from bananagrams_assets.progress import ignore_progress
+from bananagrams_assets.stages import build
+from bananagrams_assets.stages.build import PublicStore
+from bananagrams_assets.stages.stage import UNPARTITIONED, StageResult, StageRun
 from bananagrams_assets.storage.open_store import open_store
-from bananagrams_assets.storage.public_access import PROBE, who_can_read
+from bananagrams_assets.storage.public_access import PROBE, PublicAccess, check_public_access
 from bananagrams_assets.storage.store import StoreError
 
-from ..photos import profile_of, quiet
+from ..photos import profile_of
 from ..weed import BUCKET, Weed
 
 ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
@@ -52,26 +56,28 @@ def grant(uri: str, permission: str) -> str:
 
 
 class Bucket:
-    """An S3 server that knows one bucket's rules: its answers to questions, and who may read objects."""
+    """A bucket of a fake S3 server: its responses to configuration requests, and its objects."""
 
     def __init__(self) -> None:
-        self.answers = {
+        self.responses = {
             "publicAccessBlock": error(404, "NoSuchPublicAccessBlockConfiguration"),
             "policyStatus": error(404, "NoSuchBucketPolicy"),
             "acl": acl(),
         }
-        self.anybody_reads = False
+        self.is_readable = False
         self.objects: dict[str, bytes] = {}
         self.written: list[str] = []
         self.endpoint = ""
 
-    def who_can_read(self) -> tuple[bool, str]:
+    def check(self) -> PublicAccess:
         client = boto3.client(
             "s3", endpoint_url=self.endpoint, region_name="us-east-1", aws_access_key_id="a",
             aws_secret_access_key="b", config=Config(retries={"max_attempts": 1}),
         )  # fmt: skip
-        public, notes = who_can_read(client, "b", "p/")
-        return public, "; ".join(notes)
+        return check_public_access(client, "b", "p/")
+
+    def is_public(self) -> bool:
+        return self.check().is_public
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def bucket() -> Iterator[Bucket]:
     bucket = Bucket()
 
     class Handler(BaseHTTPRequestHandler):
-        def log(self, status: int, text: str = "") -> None:
+        def respond(self, status: int, text: str = "") -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
@@ -88,24 +94,24 @@ def bucket() -> Iterator[Bucket]:
         def do_GET(self) -> None:
             path, _, query = self.path.partition("?")
             name = query.partition("&")[0].rstrip("=")
-            if name in bucket.answers:
-                self.log(*bucket.answers[name])
+            if name in bucket.responses:
+                self.respond(*bucket.responses[name])
             elif query:
-                self.log(200, "<ListBucketResult/>")
-            elif "Authorization" not in self.headers and not bucket.anybody_reads:
-                self.log(*error(403, "AccessDenied"))
+                self.respond(200, "<ListBucketResult/>")
+            elif "Authorization" not in self.headers and not bucket.is_readable:
+                self.respond(*error(403, "AccessDenied"))
             else:
-                self.log(200, bucket.objects[path].decode())
+                self.respond(200, bucket.objects[path].decode())
 
         def do_PUT(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
             bucket.objects[self.path.partition("?")[0]] = data
             bucket.written.append(self.path)
-            self.log(200)
+            self.respond(200)
 
         def do_DELETE(self) -> None:
             del bucket.objects[self.path.partition("?")[0]]
-            self.log(204)
+            self.respond(204)
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
@@ -125,57 +131,59 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         server.server_close()
 
 
-def test_a_private_bucket_is_private_and_nothing_is_left_in_it(bucket: Bucket) -> None:
-    public, notes = bucket.who_can_read()
-    assert not public
-    assert "reading without a key: refused (AccessDenied)" in notes
-    assert "bucket policy: none" in notes
+def test_a_private_bucket_is_private_and_keeps_no_probe(bucket: Bucket) -> None:
+    access = bucket.check()
+    assert not access.is_public
+    assert "reading without credentials: refused (AccessDenied)" in access.findings
+    assert "bucket policy: none" in access.findings
     assert [PROBE in name for name in bucket.written] == [True]
     assert bucket.objects == {}
 
 
-def test_each_kind_of_evidence_alone_is_enough(bucket: Bucket) -> None:
-    bucket.answers["policyStatus"] = policy_status("true")
-    assert bucket.who_can_read()[0]
-    bucket.answers["policyStatus"] = policy_status("false")
-    assert not bucket.who_can_read()[0]
-    bucket.answers["acl"] = acl(grant(ALL_USERS, "READ"))
-    assert bucket.who_can_read()[0]
-    bucket.answers["acl"] = acl(grant(ALL_USERS, "WRITE_ACP"))
-    assert not bucket.who_can_read()[0]
-    bucket.anybody_reads = True
-    assert bucket.who_can_read()[0]
+def test_each_kind_of_evidence_is_sufficient(bucket: Bucket) -> None:
+    bucket.responses["policyStatus"] = policy_status("true")
+    assert bucket.is_public()
+    bucket.responses["policyStatus"] = policy_status("false")
+    assert not bucket.is_public()
+    bucket.responses["acl"] = acl(grant(ALL_USERS, "READ"))
+    assert bucket.is_public()
+    bucket.responses["acl"] = acl(grant(ALL_USERS, "WRITE_ACP"))
+    assert not bucket.is_public()
+    bucket.is_readable = True
+    assert bucket.is_public()
 
 
-def test_a_public_access_block_makes_declarations_void_but_not_what_is_true(bucket: Bucket) -> None:
-    bucket.answers["publicAccessBlock"] = (
+def test_a_public_access_block_overrides_the_configuration_but_not_the_test(bucket: Bucket) -> None:
+    bucket.responses["publicAccessBlock"] = (
         200,
         f"<PublicAccessBlockConfiguration>{BLOCKED}</PublicAccessBlockConfiguration>",
     )
-    bucket.answers["policyStatus"] = policy_status("true")
-    bucket.answers["acl"] = acl(grant(ALL_USERS, "READ"))
-    assert not bucket.who_can_read()[0]
-    bucket.anybody_reads = True
-    assert bucket.who_can_read()[0]
+    bucket.responses["policyStatus"] = policy_status("true")
+    bucket.responses["acl"] = acl(grant(ALL_USERS, "READ"))
+    assert not bucket.is_public()
+    bucket.is_readable = True
+    assert bucket.is_public()
 
 
 @pytest.mark.parametrize(
-    "answer", [error(501, "NotImplemented"), error(405, "MethodNotAllowed"), error(403, "AccessDenied")]
+    "response", [error(501, "NotImplemented"), error(405, "MethodNotAllowed"), error(403, "AccessDenied")]
 )
-def test_where_a_server_does_not_say_reading_decides(bucket: Bucket, answer: tuple[int, str]) -> None:
-    bucket.answers = dict.fromkeys(bucket.answers, answer)
-    public, notes = bucket.who_can_read()
-    assert not public
-    assert notes.count("this server does not say") == 3
-    bucket.anybody_reads = True
-    assert bucket.who_can_read()[0]
+def test_the_test_decides_if_the_configuration_is_not_available(
+    bucket: Bucket, response: tuple[int, str]
+) -> None:
+    bucket.responses = dict.fromkeys(bucket.responses, response)
+    access = bucket.check()
+    assert not access.is_public
+    assert sum("not available from this server" in finding for finding in access.findings) == 3
+    bucket.is_readable = True
+    assert bucket.is_public()
 
 
 @pytest.mark.slow
 def test_a_build_refuses_a_public_bucket_before_it_writes(
     weed: Weed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "_private", set())
+    monkeypatch.setattr(build, "_private_stores", set())
     client = weed.client()
     client.create_bucket(Bucket="open")
     client.put_bucket_policy(
@@ -196,15 +204,17 @@ def test_a_build_refuses_a_public_bucket_before_it_writes(
     )
     built: list[str] = []
 
-    def build(*arguments: object) -> StageResult:
+    def function(run: StageRun) -> StageResult:
         built.append("once")
         return StageResult({})
 
+    stage = replace(MANIFEST, function=function, external=None)
+
     def run(url: str, **settings: object) -> None:
         profile = profile_of(store=settings)
-        run_stage(open_store(url, client), profile, "manifest", "whole", build, quiet)
+        build.build_partition(open_store(url, client), profile, stage, UNPARTITIONED, ignore_progress)
 
-    with pytest.raises(PublicStore, match=r"s3://open/x: anybody can read.*store\.may_be_public") as caught:
+    with pytest.raises(PublicStore, match=r"s3://open/x: anyone can read.*store\.may_be_public") as caught:
         run("s3://open/x")
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, StoreError)

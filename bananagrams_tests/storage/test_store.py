@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bananagrams_assets.storage.files import hashing_writer, write_file
+from bananagrams_assets.storage.hashed_files import hashing_writer, write_file
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.store import MissingObject, StoreError, check_name
@@ -23,7 +23,7 @@ def files(store: LocalStore) -> list[Path]:
     return [path for path in store.folder.rglob("*") if path.is_file()]
 
 
-def test_an_object_appears_when_it_is_complete(store: LocalStore) -> None:
+def test_an_object_is_visible_only_when_complete(store: LocalStore) -> None:
     with store.create("a/b.bin") as file:
         file.write(b"half")
         file.flush()
@@ -34,27 +34,27 @@ def test_an_object_appears_when_it_is_complete(store: LocalStore) -> None:
     assert [path.name for path in files(store)] == ["b.bin"]
 
 
-def test_an_exception_leaves_nothing(store: LocalStore) -> None:
+def test_an_exception_writes_nothing(store: LocalStore) -> None:
     with pytest.raises(KeyError), store.create("a.bin") as file:
         raise KeyError(file.write(b"half"))
     assert files(store) == []
 
 
-def test_an_exception_leaves_what_was_there(store: LocalStore) -> None:
+def test_an_exception_keeps_the_previous_object(store: LocalStore) -> None:
     store.write("a.bin", b"whole")
     with pytest.raises(KeyError), store.create("a.bin") as file:
         raise KeyError(file.write(b"half"))
     assert store.read("a.bin") == b"whole"
 
 
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing(store: LocalStore) -> None:
+def test_a_full_disk_raises_store_error_and_writes_nothing(store: LocalStore) -> None:
     with pytest.raises(StoreError, match=r"a\.bin.*No space left") as caught, store.create("a.bin"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "\n" not in str(caught.value)
     assert files(store) == []
 
 
-def test_two_writers_leave_one_whole_object(store: LocalStore) -> None:
+def test_two_writers_of_the_same_bytes_leave_one_object(store: LocalStore) -> None:
     with store.create("a.bin") as first, store.create("a.bin") as second:
         first.write(b"same")
         second.write(b"same")
@@ -65,7 +65,7 @@ def test_two_writers_leave_one_whole_object(store: LocalStore) -> None:
 @pytest.mark.parametrize(
     "name", ["", "/etc/passwd", "..", "../a", "a/../b", "a//b", "./a", "a/", "a\\b", "a\nb", "a\0b", ".tmp-x"]
 )
-def test_names_stay_inside(store: LocalStore, name: str) -> None:
+def test_names_outside_the_store_raise(store: LocalStore, name: str) -> None:
     for use in (store.read, store.exists, store.size, store.delete, store.describe):
         with pytest.raises(StoreError):
             use(name)
@@ -76,7 +76,7 @@ def test_names_stay_inside(store: LocalStore, name: str) -> None:
 
 
 @given(st.text())
-def test_a_name_that_is_accepted_lies_under_the_root(name: str) -> None:
+def test_accepted_names_lie_under_the_root(name: str) -> None:
     try:
         check_name(name)
     except StoreError:
@@ -84,7 +84,7 @@ def test_a_name_that_is_accepted_lies_under_the_root(name: str) -> None:
     assert Path(os.path.normpath(Path("/root") / name)) == Path("/root") / name
 
 
-def test_a_missing_object_names_its_place(store: LocalStore) -> None:
+def test_a_missing_object_error_gives_its_path(store: LocalStore) -> None:
     for read in (store.read, store.size):
         with pytest.raises(MissingObject, match=r"store/a/b\.bin"):
             read("a/b.bin")
@@ -93,7 +93,7 @@ def test_a_missing_object_names_its_place(store: LocalStore) -> None:
     store.delete("a/b.bin")
 
 
-def test_listing_is_sorted_and_by_prefix(store: LocalStore) -> None:
+def test_list_is_sorted_and_filtered_by_prefix(store: LocalStore) -> None:
     for name in ("b/2", "b/1", "a", "bc/1", "b/x/3"):
         store.write(name, b"")
     assert store.list("") == ["a", "b/1", "b/2", "b/x/3", "bc/1"]
@@ -102,7 +102,7 @@ def test_listing_is_sorted_and_by_prefix(store: LocalStore) -> None:
     assert store.list("none/") == []
 
 
-def test_reading_back(store: LocalStore) -> None:
+def test_written_objects_read_back(store: LocalStore) -> None:
     store.write("a.bin", b"12345")
     assert store.size("a.bin") == 5
     with store.open("a.bin") as file:
@@ -113,14 +113,14 @@ def test_reading_back(store: LocalStore) -> None:
     assert not store.exists("a.bin")
 
 
-def test_a_place_that_cannot_be_a_folder_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_raises_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file/store/a\.bin: cannot be written") as caught:
         open_store(str(tmp_path / "file" / "store")).write("a.bin", b"")
     assert "\n" not in str(caught.value)
 
 
-def test_kinds_of_store(tmp_path: Path) -> None:
+def test_open_store_accepts_paths_and_file_urls(tmp_path: Path) -> None:
     for url in (str(tmp_path), tmp_path.as_uri()):
         store = open_store(url)
         store.write("a", b"1")
@@ -130,7 +130,7 @@ def test_kinds_of_store(tmp_path: Path) -> None:
             open_store(bad)
 
 
-def test_what_is_written_is_hashed(store: LocalStore) -> None:
+def test_writers_return_length_and_sha256(store: LocalStore) -> None:
     with hashing_writer(store, "a") as file:
         file.write(b"ab")
         file.write(memoryview(b"c"))

@@ -1,4 +1,4 @@
-"""Textured pictures made of seeded noise, and edits on them."""
+"""Textured images of seeded noise, and edits on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bananagrams_assets.vision.images import RGB, Mask
 
 
 def textured(seed: int, width: int = 240, height: int = 180) -> RGB:
-    """Coloured blobs over several scales: features everywhere, no two places alike."""
+    """Return coloured noise at several scales, with distinctive features everywhere."""
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3), np.float32)
     for sigma in (1.5, 4.0, 12.0):
@@ -20,17 +20,19 @@ def textured(seed: int, width: int = 240, height: int = 180) -> RGB:
 
 
 def box(image: RGB, left: float, top: float, right: float, bottom: float) -> Mask:
-    """A rectangle by shares of the sides."""
+    """Return a rectangular mask, given as shares of the sides."""
     height, width = image.shape[:2]
     mask = np.zeros((height, width), bool)
     mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
     return mask
 
 
-def moved(image: RGB, to_target: Floats, size: Size) -> RGB:
-    """`picture` drawn through a homography onto a (width, height) frame, mirrored outside."""
-    drawn = cv2.warpPerspective(image, to_target, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-    return np.asarray(drawn, np.uint8)
+def warped(image: RGB, to_target: Floats, size: Size) -> RGB:
+    """Warp an image onto a (width, height) frame, mirrored outside."""
+    warped_image = cv2.warpPerspective(
+        image, to_target, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+    )
+    return np.asarray(warped_image, np.uint8)
 
 
 def iou(one: Mask, other: Mask) -> float:

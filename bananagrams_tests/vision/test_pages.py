@@ -1,4 +1,4 @@
-"""The overlay pages in a browser: 500 samples from a file, stepped through, filtered and judged."""
+"""The overlay pages in a browser: step through, filter and label 500 samples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from bananagrams_assets.config import Profile
-from bananagrams_assets.profiles import validate
-from bananagrams_assets.stages.reviews import judged_bad
+from bananagrams_assets.stages.reviews import bad_samples
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.vision.images import encode_jpeg
-from bananagrams_assets.vision.overlay import heat_map, outline
+from bananagrams_assets.vision.overlay import heat_map, outline_path
 from bananagrams_assets.vision.page import PageRow, render_contents, render_page, render_summary
 from bananagrams_tests.vision.images import box, textured
 
@@ -28,11 +26,11 @@ pytestmark = pytest.mark.slow
 
 SAMPLES = 500
 SHARD = "train-00000"
-EVIL = '</script><img src="x.jpg" onerror="document.title=\'broken\'">'
+MARKUP = '</script><img src="x.jpg" onerror="document.title=\'broken\'">'
 
 
 def page_rows() -> list[PageRow]:
-    """Least confident first; the first one's words are an attack, the last two were lost."""
+    """Return rows, least confident first. The first text contains markup; the last two were rejected."""
     rows = []
     for number in range(SAMPLES):
         image = textured(number % 7, 120, 90)
@@ -40,13 +38,13 @@ def page_rows() -> list[PageRow]:
         rows.append(
             PageRow(
                 key=f"sft-{number:03d}",
-                text=EVIL if number == 0 else f"Remove thing number {number}.",
+                text=MARKUP if number == 0 else f"Remove thing number {number}.",
                 type="Remove an existing object" if number % 2 else "Add a new object",
                 scope="global" if number % 5 == 0 else "local",
                 mask="local" if number < SAMPLES - 2 else "rejected",
                 confidence=number / SAMPLES if number < SAMPLES - 2 else 0.0,
                 area=0.2,
-                source="a photograph",
+                source="a photo",
                 split="train",
                 shard=SHARD,
                 reason="" if number < SAMPLES - 2 else "no inliers",
@@ -54,7 +52,7 @@ def page_rows() -> list[PageRow]:
                 panels=3 if number < SAMPLES - 2 else 2,
                 width=120,
                 height=90,
-                outline=outline(mask, (120, 90)) if number < SAMPLES - 2 else "",
+                outline=outline_path(mask, (120, 90)) if number < SAMPLES - 2 else "",
             )
         )
     return rows
@@ -93,7 +91,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, folder: Path) -> Iterator[Page]:
-    """The shard's page, opened from its file; an error in a script fails the test."""
+    """Open the shard's page from its file; an error in a script fails the test."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page, errors = context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -103,34 +101,34 @@ def page(browser: Browser, folder: Path) -> Iterator[Page]:
     assert errors == []
 
 
-def expect_chosen(page: Page, key: str) -> None:
-    """The page's address names ``key``; Playwright hears of a changed address a moment later."""
+def expect_selected(page: Page, key: str) -> None:
+    """Wait until the page's address ends with ``key``; Playwright is notified of changes with a delay."""
     expect(page).to_have_url(re.compile(f"#{re.escape(key)}$"))
 
 
-def shown(page: Page) -> int:
+def shown_count(page: Page) -> int:
     return page.locator("#list li[role=option]:visible").count()
 
 
-def test_only_the_images_in_view_are_asked_for(browser: Browser, folder: Path) -> None:
+def test_only_visible_images_are_requested(browser: Browser, folder: Path) -> None:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
-    page, asked = context.new_page(), set[str]()
-    page.on("request", lambda request: asked.add(request.url))
+    page, requested = context.new_page(), set[str]()
+    page.on("request", lambda request: requested.add(request.url))
     page.goto((folder / SHARD / "index.html").as_uri())
-    page.wait_for_function("stage.picture.complete && stage.picture.naturalWidth > 0")
-    page.wait_for_function("rows[8].item.thumbs[0].picture.naturalWidth > 0")
-    images = {url for url in asked if url.endswith(".jpg")}
+    page.wait_for_function("stage.image.complete && stage.image.naturalWidth > 0")
+    page.wait_for_function("rows[8].item.thumbs[0].image.naturalWidth > 0")
+    images = {url for url in requested if url.endswith(".jpg")}
     assert (folder / SHARD / "pictures/sft-000.jpg").as_uri() in images
     assert len(images) < 20  # nine rows fit the window
-    assert all(url.startswith("file:") for url in asked)
+    assert all(url.startswith("file:") for url in requested)
     page.keyboard.press("End")
-    page.wait_for_function("rows[490].item.thumbs[0].picture.naturalWidth > 0")
-    assert len({url for url in asked if url.endswith(".jpg")}) < 45
+    page.wait_for_function("rows[490].item.thumbs[0].image.naturalWidth > 0")
+    assert len({url for url in requested if url.endswith(".jpg")}) < 45
     context.close()
 
 
-def test_words_are_shown_and_never_run(page: Page) -> None:
-    expect(page.locator("#text")).to_have_text(EVIL)
+def test_markup_in_text_is_shown_and_not_executed(page: Page) -> None:
+    expect(page.locator("#text")).to_have_text(MARKUP)
     assert page.title() == f"Edit masks: {SHARD}"
     assert page.locator("img[src='x.jpg']").count() == 0
 
@@ -145,24 +143,24 @@ def test_keys_step_through_the_samples(page: Page) -> None:
         ("Home", "000"),
     ):
         page.keyboard.press(key)
-        expect_chosen(page, f"sft-{expected}")
-    expect(page.locator("#place")).to_have_text("1 of 500")
+        expect_selected(page, f"sft-{expected}")
+    expect(page.locator("#position")).to_have_text("1 of 500")
     page.locator("#list li").nth(3).click()
-    expect_chosen(page, "sft-003")
+    expect_selected(page, "sft-003")
     page.reload()
-    expect_chosen(page, "sft-003")
+    expect_selected(page, "sft-003")
     expect(page.locator("#text")).to_have_text("Remove thing number 3.")
 
 
-def test_panels_and_outline_are_switched_by_key(page: Page) -> None:
+def test_keys_switch_panels_and_outline(page: Page) -> None:
     image, badge = page.locator("#stage img"), page.locator("#stage .badge")
-    for key, left, words in (
+    for key, left, text in (
         ("3", "-200%", "difference"),
         ("2", "-100%", "after, aligned"),
         ("1", "0%", "before"),
     ):
         page.keyboard.press(key)
-        expect(badge).to_have_text(words)
+        expect(badge).to_have_text(text)
         assert image.evaluate("node => node.style.left").replace("-0%", "0%") == left
     expect(page.locator("#stage svg")).to_be_visible()
     page.keyboard.press("m")
@@ -171,12 +169,12 @@ def test_panels_and_outline_are_switched_by_key(page: Page) -> None:
     expect(badge).to_have_text("after, aligned")
 
 
-def test_blinking_swaps_before_and_after_until_it_is_stopped(page: Page) -> None:
+def test_blinking_alternates_before_and_after_until_stopped(page: Page) -> None:
     badge = page.locator("#stage .badge")
     page.keyboard.press("b")
     expect(page.locator("#blink")).to_have_attribute("aria-pressed", "true")
-    for words in ("after, aligned", "before", "after, aligned"):
-        expect(badge).to_have_text(words)
+    for text in ("after, aligned", "before", "after, aligned"):
+        expect(badge).to_have_text(text)
     page.keyboard.press("j")
     expect(page.locator("#blink")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("b")
@@ -184,25 +182,25 @@ def test_blinking_swaps_before_and_after_until_it_is_stopped(page: Page) -> None
     expect(badge).to_have_text("before")
 
 
-def test_filters_narrow_what_is_stepped_through(page: Page) -> None:
+def test_filters_select_samples(page: Page) -> None:
     page.select_option("#type", "Add a new object")
     page.select_option("#scope", "local")
     page.fill("#low", "10")
     page.fill("#high", "20")
-    found = [number for number in range(50, 101) if number % 2 == 0 and number % 5]
-    expect(page.locator("#shown")).to_have_text(f"{len(found)} of 500 samples")
-    assert shown(page) == len(found)
-    expect_chosen(page, f"sft-{found[0]:03d}")
+    expected = [number for number in range(50, 101) if number % 2 == 0 and number % 5]
+    expect(page.locator("#shown")).to_have_text(f"{len(expected)} of 500 samples")
+    assert shown_count(page) == len(expected)
+    expect_selected(page, f"sft-{expected[0]:03d}")
     page.locator("#list").focus()
     page.keyboard.press("j")
-    expect_chosen(page, f"sft-{found[1]:03d}")
+    expect_selected(page, f"sft-{expected[1]:03d}")
     page.click("#clear")
     expect(page.locator("#shown")).to_have_text("500 samples")
     page.fill("#find", "NUMBER 42.")
-    assert shown(page) == 1
-    expect_chosen(page, "sft-042")
+    assert shown_count(page) == 1
+    expect_selected(page, "sft-042")
     page.fill("#find", "no such words")
-    expect(page.locator("#none")).to_have_text("No sample passes these filters.")
+    expect(page.locator("#empty")).to_have_text("No sample passes these filters.")
     page.click("#clear")
     page.select_option("#mask", "rejected")
     expect(page.locator("#reason")).to_have_text("no inliers")
@@ -210,74 +208,70 @@ def test_filters_narrow_what_is_stepped_through(page: Page) -> None:
     page.select_option("#sort", "-confidence")
     page.locator("#list").focus()
     page.keyboard.press("Home")
-    expect_chosen(page, "sft-497")
+    expect_selected(page, "sft-497")
 
 
-def test_verdicts_are_kept_saved_and_read_by_a_build(page: Page, tmp_path: Path) -> None:
+def test_labels_are_stored_saved_and_read_by_a_build(page: Page, tmp_path: Path) -> None:
     page.keyboard.press("x")
-    expect_chosen(page, "sft-001")
+    expect_selected(page, "sft-001")
     page.keyboard.press("g")
     page.keyboard.press("n")
     page.keyboard.type("the <b>sky</b> too")
     page.keyboard.press("Enter")
     page.keyboard.press("x")
-    expect(page.locator("#judged")).to_have_text("3 judged, 2 bad")
+    expect(page.locator("#labelled")).to_have_text("3 labelled, 2 bad")
     page.reload()
-    expect(page.locator("#judged")).to_have_text("3 judged, 2 bad")
-    page.select_option("#verdict", "bad")
-    assert shown(page) == 2
+    expect(page.locator("#labelled")).to_have_text("3 labelled, 2 bad")
+    page.select_option("#label", "bad")
+    assert shown_count(page) == 2
     page.fill("#reviewer", "Ann")
     with page.expect_download() as download:
         page.click("#save")
     assert download.value.suggested_filename == f"verdicts-{SHARD}-Ann.json"
     file = tmp_path / "ann.json"
     download.value.save_as(file)
-    assert judged_bad(LocalStore(tmp_path), reading(file), SHARD) == {
+    assert bad_samples(LocalStore(tmp_path), (str(file),), SHARD) == {
         "sft-000": "judged bad by Ann",
         "sft-002": "judged bad by Ann: the <b>sky</b> too",
     }
-    assert judged_bad(LocalStore(tmp_path), reading(file), "dev-00000") == {}
+    assert bad_samples(LocalStore(tmp_path), (str(file),), "dev-00000") == {}
 
     page.click("#clear")
     page.locator("#list").focus()
     page.keyboard.press("Home")
-    page.keyboard.press("x")  # the same verdict again takes it back
-    expect_chosen(page, "sft-000")
-    expect(page.locator("#judged")).to_have_text("2 judged, 1 bad")
+    page.keyboard.press("x")  # the same label again removes it
+    expect_selected(page, "sft-000")
+    expect(page.locator("#labelled")).to_have_text("2 labelled, 1 bad")
     page.set_input_files("#file", file)
-    expect(page.locator("#judged")).to_have_text("3 judged, 2 bad")
+    expect(page.locator("#labelled")).to_have_text("3 labelled, 2 bad")
 
     page.click("text=All shards")
-    expect(page.locator("#totals")).to_contain_text("3judged2bad1shards have no page yet")
+    expect(page.locator("#totals")).to_contain_text("3labelled2bad1shards have no page yet")
     with page.expect_download() as download:
         page.click("#save")
     download.value.save_as(tmp_path / "all.json")
     assert json.loads((tmp_path / "all.json").read_text()) == json.loads(file.read_text())
 
 
-def reading(file: Path) -> Profile:
-    return validate({"shards": {"verdicts": [str(file)]}})
-
-
-def test_the_page_over_all_shards_links_to_the_least_confident(browser: Browser, folder: Path) -> None:
+def test_page_over_all_shards_links_to_the_least_confident(browser: Browser, folder: Path) -> None:
     page = browser.new_page()
     page.goto((folder / "index.html").as_uri())
     expect(page.locator("#least a")).to_have_count(12)
-    expect(page.locator("#least a p").first).to_have_text(EVIL)
+    expect(page.locator("#least a p").first).to_have_text(MARKUP)
     page.locator("#least a").nth(1).click()
     page.wait_for_url(re.compile(r"train-00000/index\.html#sft-001$"))
     expect(page.locator("#text")).to_have_text("Remove thing number 1.")
     page.close()
 
 
-def test_pages_work_below_any_address(browser: Browser, folder: Path) -> None:
+def test_pages_work_below_any_url(browser: Browser, folder: Path) -> None:
     handler = partial(QuietHandler, directory=str(folder.parent))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{server.server_port}/{folder.name}/index.html")
     page.click(f"#shards a >> text={SHARD}")
-    page.wait_for_function("stage.picture.naturalWidth > 0")
+    page.wait_for_function("stage.image.naturalWidth > 0")
     page.close()
     server.shutdown()
     server.server_close()
@@ -285,4 +279,4 @@ def test_pages_work_below_any_address(browser: Browser, folder: Path) -> None:
 
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
-        """Nothing is printed."""
+        """Print nothing."""

@@ -1,0 +1,107 @@
+"""Build one partition of a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..config import Profile, digest_of
+from ..errors import BananagramsError
+from ..progress import Log
+from ..storage.store import Store, StoreError
+from .access import declared_run
+from .receipts import Receipt, read_receipt, write_receipt
+from .stage import Stage
+from .staleness import external_inputs, why_stale
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished partition: its receipt, and why it was built. Without reasons it was current."""
+
+    receipt: Receipt
+    reasons: list[str]
+
+
+class UpstreamMissing(BananagramsError, RuntimeError):
+    """An input of the partition was never built."""
+
+
+class PublicStore(StoreError):
+    """Anyone can read the store, and the profile does not allow that."""
+
+
+_private_stores: set[str] = set()
+
+
+def refuse_public(store: Store, profile: Profile, log: Log) -> None:
+    """Raise PublicStore if anyone can read the store, unless `store.may_be_public` is set.
+
+    The check runs once per process and store. `log` receives what it found.
+    """
+    if profile.store.may_be_public or store.url in _private_stores:
+        return
+    access = store.public_access()
+    if access.is_public:
+        raise PublicStore(
+            f"{store.url}: anyone can read this store ({'; '.join(access.findings)}), but data derived from "
+            f"these sources must not be redistributed ({profile.source.license}). Make the bucket private, or "
+            "set store.may_be_public=true if the licence of your sources allows it"
+        )
+    log(f"{store.url} is not public: {'; '.join(access.findings)}")
+    _private_stores.add(store.url)
+
+
+def build_partition(
+    store: Store,
+    profile: Profile,
+    stage: Stage,
+    partition: str,
+    log: Log,
+    rebuild: bool = False,
+    extra_reason: str = "",
+    **arguments: Any,
+) -> Outcome:
+    """Build one partition unless it is current.
+
+    `rebuild` and a non-empty `extra_reason` build it even then. `arguments` go to the stage's function.
+    Objects that another run writes under this partition's names meanwhile are not replaced, and the input
+    files are compared with the digests in their receipts. Raises UpstreamMissing, PublicStore, Conflict,
+    DamagedObject, StoreError, OSError, and what the stage's function raises.
+    """
+    refuse_public(store, profile, log)
+    upstream, digests = _inputs(store, profile, stage, partition)
+    store = store.for_run(stage.output_prefixes(partition), digests)
+    external = external_inputs(store, profile, stage, partition, log)
+    versions = upstream | {name: value.version for name, value in external.items()}
+    if missing := [name for name, version in versions.items() if not version]:
+        raise UpstreamMissing(f"{stage.name}/{partition} reads {', '.join(missing)}: build that first")
+    reasons = ["rebuild requested"] if rebuild else why_stale(store, profile, stage, partition)
+    if not reasons and extra_reason:
+        reasons = [extra_reason]
+    receipt = read_receipt(store, stage.name, partition)
+    if receipt and not reasons:
+        log(f"{stage.name}/{partition} is up to date ({receipt.data_version})")
+        return Outcome(receipt, [])
+    log(f"{stage.name}/{partition}: {'; '.join(reasons)}")
+    run = replace(
+        declared_run(stage, store, profile, partition, log),
+        external=external,
+        inputs_digest=digest_of([stage.version, stage.settings_values(profile), versions]),
+    )
+    result = stage.function(run, **arguments)
+    for part, part_result in result.parts.items():
+        write_receipt(store, profile, stage, part, part_result, {})
+    return Outcome(write_receipt(store, profile, stage, partition, result, versions), reasons)
+
+
+def _inputs(
+    store: Store, profile: Profile, stage: Stage, partition: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the data version of every input partition, and the digest of every input file."""
+    versions, digests = {}, {}
+    for upstream, name in stage.input_partitions(profile, partition):
+        receipt = read_receipt(store, upstream.name, name)
+        versions[f"{upstream.name}/{name}"] = receipt.data_version if receipt else ""
+        digests.update({file: info.sha256 for file, info in receipt.files.items()} if receipt else {})
+    return versions, digests
