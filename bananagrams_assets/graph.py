@@ -26,7 +26,7 @@ MANIFEST = Stage(
     "manifest",
     build_manifest,
     version="3",
-    description="""The records of every source: validated, deduplicated, each in the shard of its source photo.
+    description="""The records of all sources, validated, deduplicated, assigned to shards by source photo.
 
 Invalid records are listed in `manifest/rejects.parquet` with line number and reason.""",
     partitioning="none",
@@ -68,7 +68,7 @@ EDIT_MASKS = Stage(
     "edit_masks",
     make_masks,
     version="5",
-    description="The pixels that the edit changed: the difference that tone, texture and shift do not explain.",
+    description="The pixels that the edit changed, corrected for tone, texture and position changes.",
     partitioning="shard",
     inputs=(MANIFEST, IMAGE_PAIRS, ALIGNED_PAIRS),
     settings=("mask", "fetch.max_pixels"),
@@ -93,7 +93,7 @@ VALIDATION_OVERLAYS = Stage(
     "validation_overlays",
     draw_overlays,
     version="2",
-    description="A page for judging the shard's masks by eye: before, after aligned, difference, mask overlay.",
+    description="A page for judging the shard's masks by eye: input, aligned edit, difference, mask overlay.",
     partitioning="shard",
     inputs=(MANIFEST, IMAGE_PAIRS, ALIGNED_PAIRS, EDIT_MASKS),
     settings=("overlays", "mask", "fetch.max_pixels"),
@@ -108,7 +108,7 @@ SPLIT_INDEX = Stage(
     "split_index",
     index_split,
     version="3",
-    description="The split's shards with counts, bytes and digests; its statistics, card and attribution list.",
+    description="The shards of a split with counts, bytes and digests; statistics, card, attribution list.",
     partitioning="split",
     inputs=(SHARDS,),
     settings=(*SAMPLE_SETTINGS, "source.manifests"),
@@ -142,7 +142,7 @@ CHAMPION = Stage(
     "champion",
     choose_champion,
     version="3",
-    description="""The registry alias `champion`: moved to the new version only if that is better on the same samples.
+    description="""The registry alias `champion`, moved to a new version that is better on the same samples.
 
 With `back: true` it returns to the alias `previous`, and the withdrawn version is not promoted again.""",
     partitioning="none",

@@ -1,4 +1,4 @@
-"""Every test has its own store, instance and registry, and sees none of the person's own."""
+"""Fixtures of all tests. Every test has its own store, Dagster instance and registry."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ for variable in OURS:
     os.environ.pop(variable, None)
 
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and children would inherit that.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """DAGSTER_HOME, and with it store and registry, under the test's own folder."""
+    """Set DAGSTER_HOME, which contains store and registry, to a folder of the test; return it."""
     home = tmp_path / "home"
     for variable in OURS:
         monkeypatch.delenv(variable, raising=False)
@@ -37,7 +37,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A web server on the loopback address, which is allowed to be asked."""
+    """Yield a web server on the loopback address, and allow the client to connect to it."""
     monkeypatch.setenv("BANANAGRAMS_ALLOW_HOSTS", "127.0.0.1")
     with serving() as server:
         yield server
@@ -45,6 +45,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
-    """One S3 server for all tests of a session: it takes seconds to start."""
+    """Yield an S3 server, shared by all tests of a session because it takes seconds to start."""
     with s3_server(tmp_path_factory.mktemp("weed")) as server:
         yield server

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[Callable[[str], None]]:
-    """Show a bar on a terminal, plain lines elsewhere; yields a function to call with a line per step."""
+    """Show a bar on a terminal, plain lines elsewhere; yield a function to call with a line per step."""
     if not sys.stderr.isatty():
         yield lambda line: click.echo(line)
         return
@@ -149,7 +149,7 @@ def confidence_in_words(confidence: float) -> str:
 
 
 def show_mask_scores(summary: Mapping[str, Any]) -> None:
-    """Print what `evaluation.mask_evaluation.summarise_scores` returned."""
+    """Print the result of `evaluation.mask_evaluation.summarise_scores`."""
     columns = ("iou", "precision", "recall", "boundary_f")
 
     def number(value: float | None, digits: int = 3) -> str:

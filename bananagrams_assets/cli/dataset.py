@@ -143,7 +143,7 @@ def verify(
     store_or_folder: str | None, workers: int,
     profile: str | None, store: str | None, settings: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Read a whole dataset and report what is broken: shard, sample, byte range.
+    """Read a whole dataset and report every fault with shard, sample and byte range.
 
     STORE_OR_FOLDER is a store, any folder or s3:// prefix with shards (tar files), or an extracted folder;
     the default is the profile's store. The exit status is 1 if anything is broken.

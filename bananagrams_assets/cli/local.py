@@ -16,7 +16,7 @@ from ..config import Profile
 from ..definitions import build_definitions
 from ..defs.automation import build_shard, choose_champion, index_split, refresh_manifest, train_model
 from ..errors import BananagramsError
-from ..graph import DATASET_STAGES, IMAGE_PAIRS, MANIFEST, MASK_MODEL, MODEL_STAGES, SHARD_STAGES, SPLIT_INDEX
+from ..graph import IMAGE_PAIRS, MANIFEST, MASK_MODEL, SHARD_STAGES, SPLIT_INDEX
 from ..learn.tracking import default_tracking_uri
 from ..profiles import default_store, home_folder
 from ..stages.stage import UNPARTITIONED
@@ -49,7 +49,7 @@ class RunFailed(BananagramsError, RuntimeError):
 
 
 def prepare_home(home: Path) -> Path:
-    """Create `home`, a DAGSTER_HOME, with instance settings unless it has some; return it. Raises RunFailed."""
+    """Create the DAGSTER_HOME `home` with instance settings if it has none; return it. Raises RunFailed."""
     settings = home / "dagster.yaml"
     if settings.exists():
         return home
@@ -97,19 +97,11 @@ def _definitions(profile: Profile) -> dg.Definitions:
     return build_definitions(profile, store_url, default_tracking_uri(store_url))
 
 
-def dataset_is_current(profile: Profile, retry_failed: bool = False) -> bool:
-    """Return whether no partition of the dataset must be built, nor fetched again with `retry_failed`."""
-    store = open_store(default_store(profile))
-    if retry_failed and any(retryable_failures(store, shard) for shard in profile.shard_keys()):
-        return False
-    return not stale_partitions(store, profile, DATASET_STAGES)
-
-
 def build_dataset(profile: Profile, workers: int, report: Report, retry_failed: bool = False) -> int:
     """Materialize every stale partition from the manifest to the split indexes; return how many.
 
-    With `retry_failed` shards with retryable failures are fetched again too. `workers` processes build one
-    shard each, in a run of its own. Raises RunFailed after all of them have ended.
+    With `retry_failed`, shards with retryable failures are fetched again too. Each shard is
+    built in its own run, by one of `workers` processes. Raises RunFailed after all shards have ended.
     """
     store = open_store(default_store(profile))
     done = 0
@@ -124,11 +116,6 @@ def build_dataset(profile: Profile, workers: int, report: Report, retry_failed: 
             report(f"split_index: {split}")
             done += 1
     return done
-
-
-def model_is_current(profile: Profile) -> bool:
-    """Return whether dataset, settings and code are those of the last training and promotion."""
-    return not stale_partitions(open_store(default_store(profile)), profile, MODEL_STAGES)
 
 
 def train(profile: Profile, rebuild: bool = False, resume: str | None = None) -> None:
@@ -153,7 +140,7 @@ def _build_shards(store: Store, profile: Profile, workers: int, report: Report, 
                 stale.setdefault((IMAGE_PAIRS.name, shard), ["retryable failures"])
     shards = sorted({shard for _, shard in stale}, key=profile.shard_keys().index)
     failures = []
-    outcomes = _each_shard(profile, shards, workers, retry_failed)
+    outcomes = _run_shards(profile, shards, workers, retry_failed)
     for number, (shard, failure) in enumerate(outcomes, start=1):
         report(f"[{number}/{len(shards)}] {shard}: {failure or _summary(stale, shard)}")
         if failure:
@@ -172,7 +159,7 @@ def _summary(stale: Stale, shard: str) -> str:
     return f"{', '.join(stages)} ({'; '.join(reasons)})"
 
 
-def _each_shard(
+def _run_shards(
     profile: Profile, shards: list[str], workers: int, retry_failed: bool
 ) -> Iterator[tuple[str, str | None]]:
     """Build shards in worker processes; yield (shard, failure or None) as they finish."""
@@ -200,7 +187,7 @@ def _each_shard(
 
 
 def _exit_with(parent: int) -> None:
-    """Make this worker exit when the process that started it has ended."""
+    """Make this worker exit when its parent process, `parent`, has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:

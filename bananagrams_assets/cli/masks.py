@@ -58,12 +58,12 @@ def mask(
 
 @click.command()
 @click.option("--photos", type=click.Path(exists=True, file_okay=False),
-              help="Folder of photos; default: the photos that our dependencies ship.")  # fmt: skip
+              help="Folder of photos; default: the photos that ship with the dependencies.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), help="Number of pairs to make.")
 @click.option("--side", type=click.IntRange(128, 2048), help="Longest side of a made image, in px.")
 @click.option(
     "--strength", "strengths", type=click.FloatRange(0, 2), multiple=True,
-    help="How strongly the simulated editor re-synthesises the image, 0 to 2. Repeat it to alternate between "
+    help="Strength of the re-synthesis by the simulated editor, 0 to 2. Repeat it to alternate between "
          "several strengths (with --photos).",
 )  # fmt: skip
 @click.option("--output", required=True, type=click.Path(file_okay=False),

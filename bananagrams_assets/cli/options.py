@@ -49,7 +49,7 @@ def resolve(
     settings: Sequence[str],
     overrides: Mapping[str, Any] | None = None,
 ) -> LoadedProfile:
-    """Return the profile with the choices of the command line. Raises ConfigError."""
+    """Return the profile with the settings of the command line. Raises ConfigError."""
     chosen = dict(parse_setting(text) for text in settings) | dict(overrides or {})
     if store:
         chosen["store.url"] = store if "://" in store else str(Path(store).expanduser().absolute())

@@ -20,7 +20,7 @@ def config() -> None:
 @config.command("show")
 @profile_options
 def config_show(profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
-    """Print every effective setting, and where its value comes from."""
+    """Print every effective setting and the source of its value."""
     loaded = resolve(profile, store, settings)
     click.echo(f"# profile {loaded.name}; store {default_store(loaded.profile)}")
     rows = [

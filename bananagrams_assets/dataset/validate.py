@@ -124,10 +124,10 @@ def _view_of(sample: Sample, profile: Profile) -> SampleView:
             meta = json.loads(sample.parts["meta.json"])
             homography = np.array(meta["homography"], np.float64).reshape(3, 3)
             overlap = np.array(meta["overlap"], np.float64).reshape(-1, 2)
-            scope, told = str(meta["scope"]), (meta["edited_height"], meta["edited_width"])
+            scope, edited_size = str(meta["scope"]), (meta["edited_height"], meta["edited_width"])
             after = decode(edited, _MAX_PIXELS)
         except (ValueError, KeyError, TypeError):  # the mask can be judged all the same
-            told = None
-        if after is not None and after.shape[:2] != told:
+            edited_size = None
+        if after is not None and after.shape[:2] != edited_size:
             after = None
     return sample_view(image, after, homography, overlap, mask, scope, profile.mask, profile.overlays.tile_px)

@@ -36,7 +36,7 @@ class PairsConfig(BuildConfig):
     """Run configuration of `image_pairs`."""
 
     retry_failed: bool = False
-    """Fetch images again whose failure is retryable: status 429 or 5xx, timeouts, truncated bodies."""
+    """Fetch images with a retryable failure again: status 429 or 5xx, timeouts, truncated bodies."""
 
 
 class TrainConfig(dg.Config):
@@ -64,7 +64,7 @@ def build_assets(profile: Profile) -> list[dg.AssetsDefinition]:
 
 
 def _asset(stage: Stage, profile: Profile) -> Callable[[Body], dg.AssetsDefinition]:
-    """Return the asset decorator with everything that the stage's declaration says."""
+    """Return the asset decorator with the values of the stage's declaration."""
     return dg.asset(
         name=stage.name,
         deps=dependencies_of(stage, profile),

@@ -1,4 +1,4 @@
-"""Jobs to launch by hand, the schedule that reads the sources, and the sensor that rebuilds stale partitions."""
+"""Jobs, the schedule that reads the sources, and the sensor that rebuilds stale partitions."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ index_split = _job("index_split", (SPLIT_INDEX,), "Build the index of one split.
 train_model = _job(
     "train_model",
     (MASK_MODEL, CHAMPION),
-    "Train, register, and move the champion if the new model is better.",
+    "Train and register a model, and make it champion if it is better.",
 )
 choose_champion = _job(
     "choose_champion",

@@ -21,7 +21,7 @@ from .resources import StoreResource
 
 @dataclass(frozen=True)
 class _Target:
-    """What a check runs on: a store, the profile, and the run's partitions of the checked asset."""
+    """The input of a check: a store, the profile, and the run's partitions of the checked asset."""
 
     store: Store
     profile: Profile
@@ -77,9 +77,9 @@ def few_lost(target: _Target) -> dg.AssetCheckResult:
     """The share of records without both images is at most `checks.max_lost`."""
     receipts = [read_receipt(target.store, IMAGE_PAIRS.name, shard) for shard in target.partitions]
     stats = [receipt.stats for receipt in receipts if receipt]
-    records = sum(each["records"] for each in stats)
-    lost = records - sum(each["ok"] for each in stats)
-    to_retry = sum(each["to_retry"] for each in stats)
+    records = sum(shard["records"] for shard in stats)
+    lost = records - sum(shard["ok"] for shard in stats)
+    to_retry = sum(shard["to_retry"] for shard in stats)
     share, limit = lost / max(1, records), target.profile.checks.max_lost
     return dg.AssetCheckResult(
         passed=share <= limit,
@@ -103,7 +103,7 @@ def masks_reach_iou(target: _Target) -> dg.AssetCheckResult:
         metadata={
             "mean_iou": mean,
             "limit": limit,
-            **{f"iou of {family}": sum(found) / len(found) for family, found in ious.items()},
+            **{f"iou of {family}": sum(values) / len(values) for family, values in ious.items()},
         },
     )
 

@@ -26,6 +26,7 @@ from ..progress import Log
 from ..storage.digests import MembersDigest
 from ..storage.sample_tar import Data, end_of_tar, tar_member
 from ..storage.store import TEMPORARY, FileInfo, StoreError
+from ..storage.tables import with_current_names
 
 _LOCK_POLL_S = 0.2
 _TAR, _JOURNAL = "pairs.tar", "journal"
@@ -51,7 +52,9 @@ class Spool:
             metadata, data = self._read(self._path(url))
         except (OSError, ValueError):
             return None
-        return metadata if hashlib.sha256(data).hexdigest() == metadata["stored_sha256"] else None
+        if hashlib.sha256(data).hexdigest() != metadata["stored_sha256"]:
+            return None
+        return {**metadata, "fetched": with_current_names(metadata["fetched"])}
 
     def put(self, url: str, metadata: Mapping[str, Any], data: Data, sha256: str) -> None:
         """Store an image, its metadata and the SHA-256 of `data`. Raises StoreError, e.g. for a full disk."""
@@ -236,7 +239,7 @@ def _read_journal(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             break
         if not line.endswith(b"\n") or entry["end"] > size:
             break
-        entries.append({**entry, "journal_end": end})
+        entries.append({**entry, "row": with_current_names(entry["row"]), "journal_end": end})
     return head, entries
 
 

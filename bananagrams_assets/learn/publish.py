@@ -79,7 +79,7 @@ def publish(
 
 def model_sections(profile: Profile) -> dict[str, Any]:
     """Return the sections of the profile that are needed to rebuild a stored model."""
-    return profile.model_dump(mode="json", include={"model", "train"})
+    return {"model": profile.model.model_dump(mode="json"), "train": profile.train.model_dump(mode="json")}
 
 
 def _score_splits(

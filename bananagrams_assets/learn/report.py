@@ -96,7 +96,7 @@ def model_card(profile: Profile, content: Mapping[str, Any], indexes: Mapping[st
         indexes=indexes,
         rows=rows,
         intervals=any("intervals" in scores for scores in content["metrics"].values()),
-        license=profile.source.license,
+        license="; ".join(sorted({index.get("license") or "not stated" for index in indexes.values()})),
     )
 
 

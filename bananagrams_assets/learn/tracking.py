@@ -173,19 +173,20 @@ class RunLog:
                     f"the last metrics could not be sent to MLflow at {self._uri}: {failure}"
                 ) from None
 
-    def settings(self, profile: Profile, extra: Mapping[str, Any]) -> None:
-        """Log all model and training settings and `extra` as parameters, and the profile as a file."""
+    def settings(
+        self, sections: Mapping[str, Any], document: Mapping[str, Any], extra: Mapping[str, Any]
+    ) -> None:
+        """Log the settings in `sections` and `extra` as parameters, and the profile `document` as a file."""
         import yaml
         from mlflow.entities import Param
 
-        sections = profile.model_dump(mode="json", include={"model", "train"})
         values = {**dict(flatten(sections)), **extra}
         # A resumed run has its parameters already, and MLflow rejects a second value for a parameter.
         logged = self._client.get_run(self._run_id).data.params
         params = [Param(key, str(value)) for key, value in values.items() if key not in logged]
         for start in range(0, len(params), _MAX_BATCH_PARAMS):
             self._client.log_batch(self._run_id, params=params[start : start + _MAX_BATCH_PARAMS])
-        self.file("profile.yaml", yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False).encode())
+        self.file("profile.yaml", yaml.safe_dump(dict(document), sort_keys=False).encode())
 
     def dataset(self, split: Split, source: str, context: str) -> None:
         """Log a split as a dataset input: its name, digest, size, index URI and use (`context`)."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import Profile
 from ..errors import BananagramsError
 from ..profiles import validate
+from ..stages.access import restricted_settings
 from .job_file import read_job_text
 
 
@@ -36,10 +38,12 @@ class TrainingJob:
 
     `resume` is the checkpoint to resume from. `continues_own_run`: the checkpoint is from an earlier attempt
     of the same MLflow run, which may have completed all its steps, so that only publishing is left.
-    `settings` lists the dotted paths of the profile that the training may read.
+    `profile` gives access to the settings that the stage `mask_model` declares alone; `document` is the whole
+    profile as JSON values, to be recorded with the run.
     """
 
     profile: Profile
+    document: Mapping[str, Any]
     store: str
     tracking_uri: str
     mlflow_run_id: str
@@ -47,11 +51,13 @@ class TrainingJob:
     output: str
     tags: Mapping[str, str]
     continues_own_run: bool = False
-    settings: Sequence[str] = ()
 
 
 def read_job(file: Path | str) -> TrainingJob:
     """Read a job file from a path or an S3 URL."""
     content = json.loads(read_job_text(file))
-    profile, continues = validate(content.pop("profile"), str(file)), content.pop("goes_on", False)
-    return TrainingJob(profile=profile, continues_own_run=continues, **content)
+    document, settings = content.pop("profile"), content.pop("settings")
+    profile = restricted_settings(validate(document, str(file)), "the training", settings)
+    return TrainingJob(
+        profile=profile, document=document, continues_own_run=content.pop("goes_on", False), **content
+    )

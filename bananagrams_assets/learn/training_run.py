@@ -85,13 +85,13 @@ class TrainingRun:
         """Log settings and datasets to MLflow (on rank 0) and a summary line."""
         if self.run_log:
             extra = {"dataset": self.train_split.digest, "devices": self.context.world_size}
-            self.run_log.settings(self.job.profile, extra)
+            self.run_log.settings(model_sections(self.job.profile), self.job.document, extra)
             for split, use in ((self.train_split, "training"), (self.dev_split, "validation")):
                 self.run_log.dataset(split, self.store.describe(paths.index_json(split.name)), use)
         parameters = sum(parameter.numel() for parameter in self.net.parameters() if parameter.requires_grad)
         self.log(
-            f"{len(self.train_split)} training and {len(self.dev_split)} dev samples; {parameters / 1e6:.1f} M "
-            f"parameters; {self.context.world_size} x {self.context.device.type}; "
+            f"{len(self.train_split)} training and {len(self.dev_split)} dev samples; "
+            f"{parameters / 1e6:.1f} M parameters; {self.context.world_size} x {self.context.device.type}; "
             f"steps {self.first_step} to {self.total}"
         )
 

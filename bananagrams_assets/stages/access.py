@@ -1,4 +1,4 @@
-"""Views of a store and a profile that give a stage function only what its stage declares."""
+"""Views of a store and a profile that are restricted to the declaration of a stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def declared_settings(stage: Stage, profile: Profile) -> Profile:
 
 
 def restricted_settings(profile: Profile, reader: str, declared: Sequence[str]) -> Profile:
-    """Return a view of the profile with the settings under the dotted paths `declared` alone.
+    """Return a view of the profile that has only the settings under the dotted paths `declared`.
 
     Reading another one raises UndeclaredAccess, which names `reader`.
     """
@@ -43,7 +43,7 @@ def declared_store(stage: Stage, profile: Profile, partition: str, store: Store)
 
 
 def declared_run(stage: Stage, store: Store, profile: Profile, partition: str, log: Log) -> StageRun:
-    """Return what the stage's function receives for one partition, without external inputs."""
+    """Return the argument of the stage's function for one partition, without external inputs."""
     inputs: dict[str, list[str]] = {}
     for upstream, name in stage.input_partitions(profile, partition):
         inputs.setdefault(upstream.name, []).append(name)
@@ -73,7 +73,7 @@ class _Settings:
         if any(allowed.startswith(f"{path}.") for allowed in self._declared):
             return _Settings(value, self._reader, self._declared, f"{path}.")
         raise UndeclaredAccess(
-            f"{self._reader} reads the setting {path}, which the stage's declaration in graph.py does not list"
+            f"{self._reader} reads the setting {path}, which its declaration in graph.py does not list"
         )
 
 

@@ -99,12 +99,12 @@ def _rejected(key: str, reason: str) -> dict[str, Any]:
 
 
 def _strip(before: RGB, after: RGB, alignment: Alignment) -> RGB:
-    """Return the input, the aligned edited image and their average, where a misalignment shows as ghosting."""
+    """Return the input, the aligned edited image and their average, which shows misalignment as ghosting."""
     size = (before.shape[1], before.shape[0])
-    drawn, known = warp(after, alignment.homography, size)
-    drawn = np.where(known[..., None], drawn, 255).astype(np.uint8)
-    blend = np.asarray(cv2.addWeighted(before, 0.5, drawn, 0.5, 0), np.uint8)
-    return side_by_side([fit(image, PREVIEW_TILE_PX) for image in (before, drawn, blend)])
+    warped, valid = warp(after, alignment.homography, size)
+    warped = np.where(valid[..., None], warped, 255).astype(np.uint8)
+    blend = np.asarray(cv2.addWeighted(before, 0.5, warped, 0.5, 0), np.uint8)
+    return side_by_side([fit(image, PREVIEW_TILE_PX) for image in (before, warped, blend)])
 
 
 def _accepted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from .staleness import external_inputs, why_stale
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished partition: its receipt, and why it was built. Without reasons it was current."""
+    """A finished partition: its receipt and the reasons for the build, empty if it was current."""
 
     receipt: Receipt
     reasons: list[str]
@@ -37,7 +37,7 @@ _private_stores: set[str] = set()
 def refuse_public(store: Store, profile: Profile, log: Log) -> None:
     """Raise PublicStore if anyone can read the store, unless `store.may_be_public` is set.
 
-    The check runs once per process and store. `log` receives what it found.
+    The check runs once per process and store, and its findings go to `log`.
     """
     if profile.store.may_be_public or store.url in _private_stores:
         return
@@ -45,8 +45,8 @@ def refuse_public(store: Store, profile: Profile, log: Log) -> None:
     if access.is_public:
         raise PublicStore(
             f"{store.url}: anyone can read this store ({'; '.join(access.findings)}), but data derived from "
-            f"these sources must not be redistributed ({profile.source.license}). Make the bucket private, or "
-            "set store.may_be_public=true if the licence of your sources allows it"
+            f"these sources must not be redistributed ({profile.source.license}). Make the bucket private, "
+            "or set store.may_be_public=true if the licence of your sources allows it"
         )
     log(f"{store.url} is not public: {'; '.join(access.findings)}")
     _private_stores.add(store.url)
@@ -67,7 +67,7 @@ def build_partition(
     `rebuild` and a non-empty `extra_reason` build it even then. `arguments` go to the stage's function.
     Objects that another run writes under this partition's names meanwhile are not replaced, and the input
     files are compared with the digests in their receipts. Raises UpstreamMissing, PublicStore, Conflict,
-    DamagedObject, StoreError, OSError, and what the stage's function raises.
+    DamagedObject, StoreError, OSError, and the errors of the stage's function.
     """
     refuse_public(store, profile, log)
     upstream, digests = _inputs(store, profile, stage, partition)

@@ -57,16 +57,16 @@ def make_masks(run: StageRun) -> StageResult:
             overlap = np.array(alignment["overlap"], np.float64).reshape(-1, 2)
             try:
                 before, after = decode_pair(sample, settings.fetch.max_pixels)
-                found = edit_mask(
+                result = edit_mask(
                     before, after, homography, overlap, settings.mask, records[sample.key]["scope"]
                 )
             except (ImageError, cv2.error, np.linalg.LinAlgError) as error:
                 rows.append(_rejected(sample.key, str(error)))
                 continue
-            tar.add(sample.key, MASK_PART, encode_png_mask(found.mask, one_bit=True))
-            rows.append(_row(sample.key, found))
+            tar.add(sample.key, MASK_PART, encode_png_mask(result.mask, one_bit=True))
+            rows.append(_row(sample.key, result))
             if len(strips) < PREVIEW_PAIRS:
-                strips.append(_strip(before, after, homography, found))
+                strips.append(_strip(before, after, homography, result))
                 captions.append([records[sample.key]["summary"]])
             if len(rows) % 100 == 0:
                 run.log(f"{shard}: {len(rows)} masks made")
@@ -78,15 +78,15 @@ def make_masks(run: StageRun) -> StageResult:
     return StageResult(files, _stats(rows, alignments.values(), types), preview(strips, captions))
 
 
-def _row(key: str, found: EditMask) -> dict[str, Any]:
+def _row(key: str, result: EditMask) -> dict[str, Any]:
     return {
         "key": key,
-        "verdict": found.verdict,
-        "is_global": found.is_global,
-        "area": found.area,
-        "components": found.components,
-        "confidence": found.confidence,
-        "noise": found.noise,
+        "verdict": result.verdict,
+        "is_global": result.is_global,
+        "area": result.area,
+        "components": result.components,
+        "confidence": result.confidence,
+        "noise": result.noise,
         "reason": "",
     }
 
@@ -96,11 +96,11 @@ def _rejected(key: str, reason: str) -> dict[str, Any]:
     return {"key": key, "verdict": "", "is_global": False, **numbers, "reason": reason}
 
 
-def _strip(before: RGB, after: RGB, homography: Any, found: EditMask) -> RGB:
+def _strip(before: RGB, after: RGB, homography: Any, result: EditMask) -> RGB:
     from ..vision.overlay import panel_strip
 
-    drawn, _ = warp(after, homography, (before.shape[1], before.shape[0]))
-    return panel_strip(before, drawn, found.difference, found.mask, PREVIEW_TILE_PX)
+    warped, _ = warp(after, homography, (before.shape[1], before.shape[0]))
+    return panel_strip(before, warped, result.difference, result.mask, PREVIEW_TILE_PX)
 
 
 def _stats(

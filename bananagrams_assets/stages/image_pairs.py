@@ -44,7 +44,7 @@ def fetch_pairs(run: StageRun) -> StageResult:
 
 def _fetch_pairs(store: Store, settings: FetchSettings, shard: str, log: Log) -> StageResult:
     records = read_table(store, paths.manifest_table(shard))
-    table, tar_name, began = paths.pairs_table(shard), paths.pairs_tar(shard), time.monotonic()
+    table, tar_name, start = paths.pairs_table(shard), paths.pairs_tar(shard), time.monotonic()
     kind, metadata = settings.digest(), table_metadata(settings)
     with open_spool(store.url, shard, kind, log) as spool:
         with (
@@ -56,7 +56,7 @@ def _fetch_pairs(store: Store, settings: FetchSettings, shard: str, log: Log) ->
             tar_info = tar.finish()
         store.adopt(tar_name, tar.path, tar_info)
         files = {tar_name: tar_info, table: write_table(store, table, PAIRS_COLUMNS, rows, metadata)}
-    seconds = max(time.monotonic() - began, 1e-9)
+    seconds = max(time.monotonic() - start, 1e-9)
     stats = {
         **stats_of(rows),
         "kept": earlier.kept,

@@ -55,7 +55,7 @@ def build_manifest(run: StageRun) -> StageResult:
     """Read the profile's sources and write the table of every shard and the table of rejects.
 
     The result has one part for each shard. Of equal records the first is kept. Records that differ but share
-    a key are all rejected, because nothing tells which of them the edited image belongs to.
+    a key are all rejected, because it is unknown which of them the edited image belongs to.
     `source.max_samples` keeps the records whose keys have the smallest digests: the choice does not depend
     on the order of lines and spreads evenly over shards. Raises SourceError for a source that cannot be read,
     ManifestError if no record is left, ConfigError for a bad `source.edit_types`, StoreError.

@@ -29,7 +29,7 @@ SHEET_SAMPLES = 12
 class SampleView:
     """The images of one sample at the size of the page, (H, W) each.
 
-    `after` is the aligned edited image and `difference` the colour difference (dE); each is None if unknown.
+    `after` is the aligned edited image and `difference` the color difference (dE); each is None if unknown.
     """
 
     before: RGB
@@ -66,37 +66,40 @@ class OverlayPage:
             self._sheet[key] = _on_sheet(view)
 
     def finish(self, name: str, rows: Sequence[PageRow], masks: int, confidence: float | None) -> StageResult:
-        """The pages; `masks` and their median `confidence` are of the whole shard, drawn or not."""
+        """Write the page and its summary; return the result of the stage.
+
+        `masks` and their median `confidence` are those of the whole shard, including masks not drawn.
+        """
         rows = [replace(row, **self._drawn.get(row.key, {})) for row in rows]
         captions = {row.key: [row.text] for row in rows}
         preview = None
         keys = sorted(self._sheet, key=lambda key: self.order[key])
         if keys:
-            whole = contact_sheet([self._sheet[key] for key in keys], [captions[key] for key in keys])
-            self._write("sheet.jpg", encode_jpeg(whole, self.settings.jpeg_quality))
+            sheet = contact_sheet([self._sheet[key] for key in keys], [captions[key] for key in keys])
+            self._write("sheet.jpg", encode_jpeg(sheet, self.settings.jpeg_quality))
             first = keys[:PREVIEW_PAIRS]
-            few = contact_sheet([self._sheet[key] for key in first], [captions[key] for key in first])
-            preview = preview_jpeg(few, PREVIEW_BYTES)
-        sure = [row for row in rows if row.mask != REJECTED]
+            small_sheet = contact_sheet([self._sheet[key] for key in first], [captions[key] for key in first])
+            preview = preview_jpeg(small_sheet, PREVIEW_BYTES)
+        accepted = [row for row in rows if row.mask != REJECTED]
         figures = {
             "masks": masks,
-            "rejected": len(rows) - len(sure),
-            "unsure": sum(row.confidence < 0.5 for row in sure),
+            "rejected": len(rows) - len(accepted),
+            "unsure": sum(row.confidence < 0.5 for row in accepted),
             "confidence": confidence,
-            "histogram": histogram(row.confidence for row in sure),
+            "histogram": histogram(row.confidence for row in accepted),
         }
         split = next((row.split for row in rows), paths.split_of(name))
         self._write("summary.js", render_summary(name, split, figures, rows).encode())
         self._write("index.html", render_page(f"Edit masks: {name}", name, rows, f"../{CONTENTS}").encode())
-        self._delete_others()
+        self._delete_outdated()
         stats = {name: figures[name] for name in ("masks", "rejected", "unsure")}
         return StageResult(self.files, {**stats, "drawn": len(self._drawn)}, preview)
 
     def _write(self, name: str, data: bytes) -> None:
         self.files[self._root + name] = write_file(self.store, self._root + name, data)
 
-    def _delete_others(self) -> None:
-        """Pictures of an earlier drawing, which no page shows any more."""
+    def _delete_outdated(self) -> None:
+        """Delete images of an earlier version of the page that this one does not show."""
         for name in self.store.list(f"{self._root}pictures/"):
             if name not in self.files and name.endswith(".jpg"):
                 self.store.delete(name)
@@ -119,23 +122,24 @@ def sample_view(
     """
     size = before.shape[1], before.shape[0]
     small = fitted_size(size, tile_px)
-    shown, fitted = fit_image(before, small), _maskfit_image(mask, small)
+    shown, small_mask = fit_image(before, small), _fit_mask(mask, small)
     if after is None:
-        return SampleView(shown, None, None, fitted)
+        return SampleView(shown, None, None, small_mask)
     source = after.shape[1], after.shape[0]
     homography = rescale_homography(homography, source, source, size, small)
-    found = edit_mask(
+    result = edit_mask(
         shown, after, homography, project(resize_homography(size, small), overlap), settings, scope
     )
-    return SampleView(shown, warp(after, homography, small)[0], found.difference, fitted)
+    return SampleView(shown, warp(after, homography, small)[0], result.difference, small_mask)
 
 
 def fit_image(image: RGB, size: tuple[int, int]) -> RGB:
+    """Return the image resized to `size` (width, height)."""
     same = (image.shape[1], image.shape[0]) == size
     return image if same else np.asarray(resize(image, size), np.uint8)
 
 
-def _maskfit_image(mask: Mask, size: tuple[int, int]) -> Mask:
+def _fit_mask(mask: Mask, size: tuple[int, int]) -> Mask:
     same = (mask.shape[1], mask.shape[0]) == size
     return mask if same else np.asarray(resize(mask.astype(np.float32), size) >= 0.5)
 

@@ -1,4 +1,4 @@
-"""Receipts: what a finished partition was built from, and what it holds.
+"""Receipts: records of the inputs, settings, files and statistics of finished partitions.
 
 A receipt (`receipts/<stage>/<partition>.json`) is written after the partition's files. It lists the stage's
 code version, the values of its settings and the data version of every input. A data version is a digest of

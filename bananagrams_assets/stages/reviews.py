@@ -52,7 +52,7 @@ def bad_samples(store: Store, files: tuple[str, ...], shard: str) -> dict[str, s
             except (KeyError, TypeError):
                 raise ReviewError(f"{name}: sample {number} lacks key, shard, verdict or note") from None
             if label not in LABELS:
-                raise ReviewError(f"{name}: {key}: the verdict is {label!r}; good or bad is expected")
+                raise ReviewError(f"{name}: {key}: its verdict is {label!r}; good, bad or empty is expected")
             if label == "bad" and of_shard in ("", shard):
                 bad.setdefault(str(key), []).append(
                     f"judged bad by {reviewer}" + (f": {note}" if note else "")

@@ -117,14 +117,14 @@ def _pack(
     mask = decode_mask(mask_png)
     size = mask.shape[1], mask.shape[0]
     side = profile.shards.largest_side_px
-    now = fitted_size(size, side) if side is not None else size
+    packed_size = fitted_size(size, side) if side is not None else size
     if profile.shards.untouched:
-        _refuse_touched(data, now != size, tables.pairs[pair.key]["sha256_input"])
-    elif now != size or not is_plain_jpeg(data):
+        _check_untouched(data, packed_size != size, tables.pairs[pair.key]["sha256_input"])
+    elif packed_size != size or not is_plain_jpeg(data):
         rgb = decode(data, profile.fetch.max_pixels)
-        data = encode_jpeg(_resized(rgb, now), profile.shards.jpeg_quality)
-    mask = _resized_mask(mask, now)
-    meta = _meta(pair.key, tables, profile, config_digest, now)
+        data = encode_jpeg(_resized(rgb, packed_size), profile.shards.jpeg_quality)
+    mask = _resized_mask(mask, packed_size)
+    meta = _meta(pair.key, tables, profile, config_digest, packed_size)
     contents = (
         data,
         encode_png_mask(mask, one_bit=False),
@@ -132,17 +132,17 @@ def _pack(
         record["summary"].encode(),
         json.dumps(meta, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode(),
     )
-    place = _Location(
+    location = _Location(
         tar.file.tell(),
         [len(content) for content in contents],
         [hashlib.sha256(content).hexdigest() for content in contents],
     )
     for part, content in zip(SAMPLE_PARTS, contents, strict=True):
         tar.add(pair.key, part, content)
-    return place
+    return location
 
 
-def _refuse_touched(data: bytes, is_larger: bool, received: str) -> None:
+def _check_untouched(data: bytes, is_larger: bool, received: str) -> None:
     """Raise ImageError for a stored image that cannot be packed with the bytes as received."""
     if is_larger:
         raise ImageError("untouched: it is larger than shards.largest_side_px")
@@ -242,10 +242,10 @@ def _row(
 def _dropped(key: str, tables: _Tables, failures: Mapping[str, str]) -> tuple[str, str]:
     """Return the stage and the reason why a record has no sample."""
     pair, aligned, mask = (table.get(key) for table in (tables.pairs, tables.aligned, tables.masks))
-    if pair is None or pair["status"] != "ok":
-        return "image_pairs", pair[
-            "reason"
-        ] if pair else "not fetched: the pictures are older than the manifest"
+    if pair is None:
+        return "image_pairs", "not fetched: the pictures are older than the manifest"
+    if pair["status"] != "ok":
+        return "image_pairs", pair["reason"]
     if aligned is None or not aligned["accepted"]:
         return "aligned_pairs", aligned["reason"] if aligned else "not aligned: older than its pictures"
     if mask is None or not mask["verdict"]:

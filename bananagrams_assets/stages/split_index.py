@@ -47,7 +47,7 @@ def index_split(run: StageRun) -> StageResult:
     confidence in ten bins of 0..1; `alignment`, the number of pairs and of aligned pairs, in total and by
     edit type; `rejected`, counts by stage and reason; licence and versions.
 
-    `index/<split>/` holds the dataset card `README.md`, which Hugging Face `datasets` loads the folder by, and
+    `index/<split>/` holds the dataset card `README.md`, which configures Hugging Face `datasets`, and
     `wids.json`, the index of webdataset's `wids` module. Raises MissingObject for a missing shard.
     """
     store, split, license_ = run.store, run.partition, run.settings.source.license
@@ -116,7 +116,7 @@ class _Counts:
     def as_index(self) -> dict[str, Any]:
         """Return the entries of the index that hold statistics."""
         return {
-            **{f"by_{name}": dict(sorted(found.items())) for name, found in self.classes.items()},
+            **{f"by_{name}": dict(sorted(counts.items())) for name, counts in self.classes.items()},
             "area_histogram": histogram(self.areas),
             "confidence_histogram": histogram(self.confidences),
             "median_area": _median(self.areas),
@@ -130,7 +130,7 @@ class _Counts:
                 },
             },
             "rejected": {
-                stage: {reason: count for (at, reason), count in sorted(self.rejected.items()) if at == stage}
+                stage: {text: count for (key, text), count in sorted(self.rejected.items()) if key == stage}
                 for stage in sorted({stage for stage, _ in self.rejected})
             },
         }
@@ -177,12 +177,12 @@ def _json(content: Any) -> bytes:
 
 
 def _write_attributions(file: HashingWriter, rows: Iterable[Mapping[str, Any]], license_: str) -> int:
-    """Write a line for each photo of a shard's samples, sorted by `source_id`; return the number of photos."""
+    """Write a line for each photo of a shard's samples, sorted by `source_id`; return how many."""
     rows = list(rows)
     samples = Counter(row["source_id"] for row in rows)
     for source, row in sorted({row["source_id"]: row for row in rows}.items()):
-        credit = parse_attribution(row["attribution"], row["input_url"] or "")
-        _write_line(file, (source, samples[source], *credit, license_))
+        attribution = parse_attribution(row["attribution"], row["input_url"] or "")
+        _write_line(file, (source, samples[source], *attribution, license_))
     return len(samples)
 
 

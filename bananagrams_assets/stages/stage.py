@@ -55,10 +55,10 @@ class ExternalInput:
 class StageRun:
     """Everything that a stage function may use to build one partition.
 
-    `store` refuses names that neither the declared inputs nor the declared outputs cover. `settings` is the
-    profile, restricted to the declared settings; `stage` is the declaration. `inputs` lists the partitions to read by input stage, and
-    `external` the inputs from outside the graph by name. Two runs with equal `inputs_digest` have the same
-    code version, settings and input versions, and therefore the same result.
+    `stage` is the declaration. `store` has only the names that the declared inputs and outputs cover, and
+    `settings` only the declared settings. `inputs` lists the partitions to read by input stage, `external`
+    the inputs from outside the graph by name. Two runs with equal `inputs_digest` have the same code version,
+    settings and input versions, and therefore the same result.
     """
 
     stage: Stage

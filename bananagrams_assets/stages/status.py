@@ -56,7 +56,7 @@ class Status:
 def status_of(store: Store, profile: Profile) -> Status:
     """Return the progress of every shard of the profile. Raises StoreError."""
     with ThreadPoolExecutor(_READERS) as pool:
-        shards = list(pool.map(lambda shard: _shard(store, shard), profile.shard_keys()))
+        shards = list(pool.map(lambda shard: _shard_status(store, shard), profile.shard_keys()))
     numbers = {
         name: sum(getattr(shard, name) for shard in shards)
         for name in (
@@ -79,7 +79,7 @@ def retryable_failures(store: Store, shard: str) -> int:
     return int(_stat(read_receipt(store, "image_pairs", shard), "to_retry"))
 
 
-def _shard(store: Store, shard: str) -> ShardStatus:
+def _shard_status(store: Store, shard: str) -> ShardStatus:
     manifest, pairs = read_receipt(store, "manifest", shard), read_receipt(store, "image_pairs", shard)
     return ShardStatus(
         shard,

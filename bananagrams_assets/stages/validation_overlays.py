@@ -27,19 +27,19 @@ from .statistics import median
 def draw_overlays(run: StageRun) -> StageResult:
     """Write `overlays/<shard>/`: an image for each sample, a contact sheet, and the page that shows them.
 
-    The page lists `overlays.max_samples` samples, least confident first, then every lost record with its
-    reason. Every shard writes the same `overlays/index.html`, the page over all shards. Raises StoreError,
-    SampleError.
+    The page lists `overlays.max_samples` samples, least confident first, then every record without a mask and
+    the reason. Every shard writes the same `overlays/index.html`, the page over all shards. Raises
+    StoreError, SampleError.
     """
     store, profile, shard = run.store, run.settings, run.partition
     records = by_key(read_table(store, paths.manifest_table(shard)))
-    lost = _lost(store, shard, records)
-    made = {row["key"]: row for row in read_table(store, paths.masks_table(shard)) if row["verdict"]}
-    wanted = _least_confident(made, profile.overlays.max_samples)
-    rejected = sorted(lost)
-    page = OverlayPage(store, f"{paths.OVERLAYS}{shard}/", profile.overlays, [*wanted, *rejected])
+    reasons = _reasons_without_mask(store, shard, records)
+    masks_by_key = {row["key"]: row for row in read_table(store, paths.masks_table(shard)) if row["verdict"]}
+    listed = _least_confident(masks_by_key, profile.overlays.max_samples)
+    rejected = sorted(reasons)
+    page = OverlayPage(store, f"{paths.OVERLAYS}{shard}/", profile.overlays, [*listed, *rejected])
     aligned = by_key(read_table(store, paths.aligned_table(shard)))
-    to_draw = {*wanted, *rejected[: profile.overlays.max_samples]}
+    to_draw = {*listed, *rejected[: profile.overlays.max_samples]}
     with store.open(paths.pairs_tar(shard)) as pairs, store.open(paths.masks_tar(shard)) as masks:
         for pair, mask in join_by_key(read_samples(pairs), read_samples(masks)):
             if pair.key not in to_draw or pair.key not in aligned:
@@ -47,31 +47,34 @@ def draw_overlays(run: StageRun) -> StageResult:
             try:
                 page.add(pair.key, _view(pair, mask, aligned[pair.key], records[pair.key], profile))
             except (ImageError, cv2.error, np.linalg.LinAlgError) as error:
-                lost.setdefault(pair.key, str(error))
-    rows = [_page_row(records[key], made.get(key), lost.get(key, "")) for key in (*wanted, *rejected)]
-    result = page.finish(shard, rows, len(made), median(row["confidence"] for row in made.values()))
+                reasons.setdefault(pair.key, str(error))
+    rows = [
+        _page_row(records[key], masks_by_key.get(key), reasons.get(key, "")) for key in (*listed, *rejected)
+    ]
+    confidence = median(row["confidence"] for row in masks_by_key.values())
+    result = page.finish(shard, rows, len(masks_by_key), confidence)
     html = render_contents("Edit masks", profile.splits.shard_keys()).encode()
     contents = {paths.OVERLAYS_CONTENTS: write_file(store, paths.OVERLAYS_CONTENTS, html)}
     return replace(result, files={**result.files, **contents})
 
 
-def _least_confident(rows: dict[str, dict[str, Any]], most: int) -> list[str]:
-    return sorted(rows, key=lambda key: (rows[key]["confidence"], key))[:most]
+def _least_confident(rows: dict[str, dict[str, Any]], count: int) -> list[str]:
+    return sorted(rows, key=lambda key: (rows[key]["confidence"], key))[:count]
 
 
-def _lost(store: Store, shard: str, records: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _reasons_without_mask(store: Store, shard: str, records: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return the reason by key of every record without a mask."""
-    tests: dict[str, Callable[[dict[str, Any]], bool]] = {
+    conditions: dict[str, Callable[[dict[str, Any]], bool]] = {
         paths.pairs_table(shard): lambda row: row["status"] == "ok",
         paths.aligned_table(shard): lambda row: bool(row["accepted"]),
         paths.masks_table(shard): lambda row: bool(row["verdict"]),
     }
-    lost = {}
-    for name, passed in tests.items():
+    reasons = {}
+    for name, passed in conditions.items():
         for row in read_table(store, name):
             if row["key"] in records and not passed(row):
-                lost[row["key"]] = row["reason"]
-    return lost
+                reasons[row["key"]] = row["reason"]
+    return reasons
 
 
 def _view(
@@ -83,12 +86,13 @@ def _view(
     if mask is None:
         size = before.shape[1], before.shape[0]
         small = fitted_size(size, tile_px)
-        nothing = np.zeros((small[1], small[0]), bool)
-        return SampleView(fit_image(before, small), fit_image(after, small), None, nothing)
+        empty = np.zeros((small[1], small[0]), bool)
+        return SampleView(fit_image(before, small), fit_image(after, small), None, empty)
     homography = np.array(aligned["homography"], np.float64).reshape(3, 3)
     overlap = np.array(aligned["overlap"], np.float64).reshape(-1, 2)
+    png = mask.parts[MASK_PART]
     return sample_view(
-        before, after, homography, overlap, decode_mask(mask.parts[MASK_PART]), record["scope"], profile.mask, tile_px
+        before, after, homography, overlap, decode_mask(png), record["scope"], profile.mask, tile_px
     )
 
 

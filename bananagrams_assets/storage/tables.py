@@ -106,6 +106,11 @@ RENAMED_COLUMNS = {"may_pass": "retryable", "origins": "candidates"}
 _BATCH_ROWS = 4096
 
 
+def with_current_names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row, possibly of an earlier version, with the current column names."""
+    return {RENAMED_COLUMNS.get(name, name): value for name, value in row.items()}
+
+
 def write_table(
     store: Store,
     name: str,

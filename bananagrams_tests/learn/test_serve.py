@@ -45,7 +45,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, str, P
     store = make_dataset(folder / "store")
     uri = tracking.default_tracking_uri(store.url)
     run_id, _ = tracking.start_run(uri, settings, {})
-    job = TrainingJob(settings, store.url, uri, run_id, None, job_file.OUTPUT, {"dagster_run_id": "d-1"})
+    job = TrainingJob(settings, settings.model_dump(mode="json"), store.url, uri, run_id, None, job_file.OUTPUT, {"dagster_run_id": "d-1"})
     torch.manual_seed(1)
     net = MaskNet(settings.model, fetch=False)
     with open_split(store, "train") as train, open_split(store, "dev") as dev:

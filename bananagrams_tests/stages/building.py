@@ -18,7 +18,7 @@ from bananagrams_assets.storage.store import Store
 def build_all(
     store: Store, profile: Profile, rebuild: bool = False, stages: Sequence[Stage] = DATASET_STAGES
 ) -> dict[str, list[str]]:
-    """Build every stale partition; return the reasons of each one built, by `stage/partition`."""
+    """Build every stale partition; return the reasons of each, by `stage/partition`."""
     built = {}
     for stage in stages:
         for partition in stage.partitions(profile):
@@ -31,9 +31,9 @@ def build_all(
 def call(
     stage: Stage, store: Store, profile: Profile, partition: str = UNPARTITIONED, log: Log = ignore_progress
 ) -> StageResult:
-    """Call a stage's function on one partition, with access to its declared inputs and settings alone.
+    """Call a stage's function on one partition, with access only to its declared inputs and settings.
 
-    No receipt is read or written.
+    It neither reads nor writes a receipt.
     """
     run = declared_run(stage, store, profile, partition, log)
     external = external_inputs(store, profile, stage, partition, log)

@@ -1,4 +1,4 @@
-"""kill -9 of a shard's build at random moments: whole objects only, and the same bytes in the end."""
+"""SIGKILL at random times leaves only complete objects, and the next build writes the same bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STAGES = (IMAGE_PAIRS, ALIGNED_PAIRS, EDIT_MASKS, SHARDS)
 
 
 def build(url: str, manifest: str, variables: dict[str, str]) -> None:
-    """All stages of the shard, built anew; in a process of its own."""
+    """Rebuild all stages of the shard. Runs in its own process."""
     os.environ.update(variables)
     store, profile = open_store(url), one_shard(manifest)
     for stage in STAGES:
@@ -44,15 +44,15 @@ def build(url: str, manifest: str, variables: dict[str, str]) -> None:
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Processes that have imported all that they need before they start."""
+    """Return a process context whose processes start with all modules imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([build.__module__, "boto3", "pyarrow.parquet", "cv2"])
     return context
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, str]]:
-    """A store's URL, and the environment of who uses it."""
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, str]]:
+    """Return the URL of a store and the environment variables for its use."""
     home = {"DAGSTER_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     if request.param == "folder":
         return str(tmp_path / "store"), home
@@ -61,7 +61,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str
 
 
 def digests(store: Store) -> dict[str, str]:
-    """SHA-256 of what is deterministic: all but times."""
+    """Return the SHA-256 of the deterministic objects, those without times."""
     return {
         name: hashlib.sha256(store.read(name)).hexdigest()
         for name in store.list("")
@@ -69,47 +69,47 @@ def digests(store: Store) -> dict[str, str]:
     }
 
 
-def test_kill_9_leaves_whole_objects_only(
-    place: tuple[str, dict[str, str]], workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_sigkill_leaves_only_complete_objects(
+    location: tuple[str, dict[str, str]], workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, variables = place
+    url, variables = location
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     manifest = local_pairs(tmp_path, 5)
     profile, store = one_shard(manifest), open_store(url)
     reference = LocalStore(tmp_path / "reference")
-    for one in (store, reference):
-        build_partition(one, profile, MANIFEST, UNPARTITIONED, ignore_progress)
+    for built_store in (store, reference):
+        build_partition(built_store, profile, MANIFEST, UNPARTITIONED, ignore_progress)
     build(reference.url, str(manifest), variables)
     expected = digests(reference)
 
-    def started() -> Any:
+    def start_build() -> Any:
         process = workers.Process(target=build, args=(url, str(manifest), variables))
         process.start()
         return process
 
-    # The first process waits for the imports of all.
+    # The first process also waits for the imports, so only the second one measures a build.
     for _ in range(2):
-        began = time.monotonic()
-        first = started()
+        start = time.monotonic()
+        first = start_build()
         first.join()
         assert first.exitcode == 0
-        span = time.monotonic() - began
+        duration_s = time.monotonic() - start
     assert digests(store) == expected
 
     generator, killed = random.Random(1), 0
     while killed < KILLS:
-        if killed % 3 == 0:  # a shard that was never built, and not only one that is built again
+        if killed % 3 == 0:  # test the first build of a shard as well as rebuilds
             for name in store.list(""):
                 if not name.startswith(("manifest/", "receipts/manifest/")):
                     store.delete(name)
-        process = started()
-        process.join(generator.uniform(0.02, 1.0) * span)
+        process = start_build()
+        process.join(generator.uniform(0.02, 1.0) * duration_s)
         process.kill()
         process.join()
         killed += process.exitcode == -9
-        found = digests(store)
-        assert found == {name: expected[name] for name in found}
+        stored = digests(store)
+        assert stored == {name: expected[name] for name in stored}
         for name in store.list(""):
             if name.endswith(".parquet"):
                 with store.local_path(name) as path:
@@ -120,7 +120,7 @@ def test_kill_9_leaves_whole_objects_only(
             receipt = read_receipt(store, stage.name, SHARD)
             assert receipt is None or all(store.exists(name) for name in receipt.files)
 
-    last = started()
+    last = start_build()
     last.join()
     assert last.exitcode == 0
     assert digests(store) == expected

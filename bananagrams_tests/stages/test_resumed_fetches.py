@@ -227,6 +227,31 @@ def test_candidates_are_tried_in_order_and_the_successful_one_is_recorded(
     assert call(IMAGE_PAIRS, store, profile, SHARD).stats["ok"] == 3
 
 
+def test_the_journal_of_an_earlier_version_is_resumed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, store = remote(server, tmp_path, 4), LocalStore(tmp_path / "store")
+    call(MANIFEST, store, profile)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bananagrams_assets.stages.image_pairs.write_table", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call(IMAGE_PAIRS, store, profile, SHARD)
+    (journal,) = spool_folder(store.url, SHARD).glob("*journal*")
+    text = journal.read_text().replace('"retryable"', '"may_pass"').replace('"candidates"', '"origins"')
+    journal.write_text(text)
+    records = read_table(store, paths.manifest_table(SHARD))
+    # A changed record in the middle moves the images of the later records from the journal to the spool.
+    records[1]["input_url"] += "?changed"
+    write_table(store, paths.manifest_table(SHARD), MANIFEST_COLUMNS, records)
+    assert call(IMAGE_PAIRS, store, profile, SHARD).stats["records"] == 4
+    assert [server.requests[f"/{number}.jpg"] for number in (0, 2, 3)] == [1, 1, 1]
+    assert all(row["retryable"] is not None and row["candidates"] for row in rows(store))
+
+
 def test_a_photo_with_several_edits_is_downloaded_once(server: Server, tmp_path: Path) -> None:
     profile, store = remote(server, tmp_path, 5), LocalStore(tmp_path / "store")
     call(MANIFEST, store, profile)

@@ -1,4 +1,4 @@
-"""What people judged bad is left out by the next build, and told of."""
+"""Samples that a reviewer labelled bad are left out of the next build, with a reason."""
 
 from __future__ import annotations
 
@@ -27,12 +27,10 @@ SHARD = "train-00000"
 FILE = {"format": "bananagrams-verdicts-1", "reviewer": "Ann"}
 
 
-def save(path: Path, *samples: tuple[str, str, str, str], reviewer: str = "Ann") -> Path:
+def write_labels(path: Path, *samples: tuple[str, str, str, str], reviewer: str = "Ann") -> Path:
+    """Write a review file with (key, shard, label, note) of each sample; return its path."""
     rows = [dict(zip(("key", "shard", "verdict", "note"), sample, strict=True)) for sample in samples]
-    path.write_text(
-        json.dumps(FILE | {"reviewer": reviewer, "samples": rows}),
-        encoding="utf-8",
-    )
+    path.write_text(json.dumps(FILE | {"reviewer": reviewer, "samples": rows}), encoding="utf-8")
     return path
 
 
@@ -41,7 +39,8 @@ def with_reviews(profile: Profile, *names: object) -> Profile:
     return profile.model_copy(update={"shards": shards})
 
 
-def reasons(store: LocalStore) -> dict[str, tuple[str, str]]:
+def outcomes(store: LocalStore) -> dict[str, tuple[str, str]]:
+    """Return (status, reason) of each record of the shard, by key."""
     rows = read_table(store, paths.shard_table(SHARD))
     return {row["key"]: (row["status"], row["reason"]) for row in rows}
 
@@ -53,49 +52,40 @@ def built(tmp_path: Path) -> tuple[LocalStore, Profile]:
     return store, profile
 
 
-def test_a_bad_sample_is_left_out_and_its_row_says_who_and_why(
+def test_a_sample_labelled_bad_is_left_out_with_reviewer_and_note(
     built: tuple[LocalStore, Profile], tmp_path: Path
 ) -> None:
     store, profile = built
-    keys = sorted(reasons(store))
-    file = save(
-        tmp_path / "ann.json",
-        (keys[0], SHARD, "bad", "the flag's shadow is missing"),
-        (keys[1], SHARD, "good", ""),
-        (keys[2], SHARD, "", "hm"),
-    )
-    judged = with_reviews(profile, file)
+    keys = sorted(outcomes(store))
+    bad = (keys[0], SHARD, "bad", "the flag's shadow is missing")
+    file = write_labels(tmp_path / "ann.json", bad, (keys[1], SHARD, "good", ""), (keys[2], SHARD, "", "hm"))
+    reviewed = with_reviews(profile, file)
     assert why_stale(store, profile, SHARDS, SHARD) == []
-    assert why_stale(store, judged, SHARDS, SHARD) == ["shards.reviews changed"]
-    assert why_stale(store, judged, SHARDS, "dev-00000") == []
-    build_partition(store, judged, SHARDS, SHARD, ignore_progress)
-    assert reasons(store) == {
+    assert why_stale(store, reviewed, SHARDS, SHARD) == ["shards.reviews changed"]
+    assert why_stale(store, reviewed, SHARDS, "dev-00000") == []
+    build_partition(store, reviewed, SHARDS, SHARD, ignore_progress)
+    assert outcomes(store) == {
         keys[0]: ("dropped", "judged bad by Ann: the flag's shadow is missing"),
         keys[1]: ("written", ""), keys[2]: ("written", ""),
     }  # fmt: skip
-    # A note on a good sample changes nothing, and a verdict taken back brings the sample back.
-    save(file, (keys[0], SHARD, "bad", "the flag's shadow is missing"), (keys[1], SHARD, "good", "fine"))
-    assert why_stale(store, judged, SHARDS, SHARD) == []
-    save(file, (keys[1], SHARD, "good", "fine"))
-    assert why_stale(store, judged, SHARDS, SHARD) == ["shards.reviews changed"]
+    # A note on a good sample changes nothing. A removed label restores the sample.
+    write_labels(file, bad, (keys[1], SHARD, "good", "fine"))
+    assert why_stale(store, reviewed, SHARDS, SHARD) == []
+    write_labels(file, (keys[1], SHARD, "good", "fine"))
+    assert why_stale(store, reviewed, SHARDS, SHARD) == ["shards.reviews changed"]
 
 
-def test_verdicts_leave_the_metadata_of_other_samples_alone(built: tuple[LocalStore, Profile]) -> None:
+def test_reviews_do_not_change_the_metadata_of_other_samples(built: tuple[LocalStore, Profile]) -> None:
     _, profile = built
     assert dataset_digest(with_reviews(profile, "ann.json")) == dataset_digest(profile)
 
 
-def test_files_lie_on_disk_or_in_the_store_and_one_bad_is_enough(tmp_path: Path) -> None:
+def test_review_files_are_local_or_in_the_store_and_one_bad_label_suffices(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
-    profile = with_reviews(
-        one_shard("unused.jsonl"), save(tmp_path / "a.json", ("k", "", "good", "")), "store:b.json"
-    )
-    store.write(
-        "b.json",
-        save(
-            tmp_path / "b.json", ("k", "", "bad", ""), ("l", "dev-00000", "bad", ""), reviewer=""
-        ).read_bytes(),
-    )
+    good = write_labels(tmp_path / "a.json", ("k", "", "good", ""))
+    bad = (("k", "", "bad", ""), ("l", "dev-00000", "bad", ""))
+    store.write("b.json", write_labels(tmp_path / "b.json", *bad, reviewer="").read_bytes())
+    profile = with_reviews(one_shard("unused.jsonl"), good, "store:b.json")
     assert bad_samples(store, profile.shards.reviews, SHARD) == {"k": "judged bad by b.json"}
 
 
@@ -103,8 +93,8 @@ def test_files_lie_on_disk_or_in_the_store_and_one_bad_is_enough(tmp_path: Path)
     ("text", "problem"),
     [
         (None, "No such file or directory"),
-        ("{", "not a file of verdicts"),
-        ("[]", "not a file of verdicts"),
+        ("{", "not a review file"),
+        ("[]", "not a review file"),
         ('{"format": "other"}', "its format is 'other'"),
         (
             '{"format": "bananagrams-verdicts-1", "reviewer": "A", "samples": [{"key": "k"}]}',
@@ -112,11 +102,11 @@ def test_files_lie_on_disk_or_in_the_store_and_one_bad_is_enough(tmp_path: Path)
         ),
         (
             json.dumps(FILE | {"samples": [{"key": "k", "shard": "", "verdict": "awful", "note": ""}]}),
-            "k: the verdict is 'awful'",
+            "k: its verdict is 'awful'; good, bad or empty is expected",
         ),
     ],
 )
-def test_a_file_that_is_none_is_named(tmp_path: Path, text: str | None, problem: str) -> None:
+def test_the_error_of_an_invalid_review_file_names_it(tmp_path: Path, text: str | None, problem: str) -> None:
     path = tmp_path / "ann.json"
     if text is not None:
         path.write_text(text)
@@ -124,7 +114,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, text: str | None, problem:
         bad_samples(LocalStore(tmp_path), with_reviews(one_shard("unused.jsonl"), path).shards.reviews, SHARD)
 
 
-def test_a_file_that_the_store_lacks_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_review_file_names_it(tmp_path: Path) -> None:
     profile = with_reviews(one_shard("unused.jsonl"), "store:reviews/ann.json")
     with pytest.raises(SourceError, match=r"shards.reviews: .*reviews/ann.json: no such file"):
         bad_samples(LocalStore(tmp_path), profile.shards.reviews, SHARD)

@@ -1,4 +1,4 @@
-"""The files of a split that other libraries and people read."""
+"""The files in the index of a split: index, card, attribution list, WIDS index."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DUNE = Attribution("A dune, by night", "Ann", "CC BY 2.0", "https://photos.examp
 
 
 def make_split(folder: Path) -> LocalStore:
-    """Three shards of train: of 0, 7 and 2 samples. `rotation` is a number in the last sample alone."""
+    """Write and index three train shards of 0, 7 and 2 samples. Only the last has a number as `rotation`."""
     store = LocalStore(folder)
     number = 0
     for shard, count in zip(PROFILE.shard_keys("train"), (0, 7, 2), strict=True):
@@ -37,15 +37,16 @@ def make_split(folder: Path) -> LocalStore:
             for _ in range(count):
                 rows.append(add_sample(tar, number))
                 number += 1
-        lost = {"status": "dropped", "edit_type": "Zoom in", "reason": "no inliers"}
-        rows.append({**lost, "key": f"x-{shard}", "stage": "aligned_pairs"})
-        rows.append({**lost, "key": f"y-{shard}", "stage": "image_pairs"})
+        dropped = {"status": "dropped", "edit_type": "Zoom in", "reason": "no inliers"}
+        rows.append({**dropped, "key": f"x-{shard}", "stage": "aligned_pairs"})
+        rows.append({**dropped, "key": f"y-{shard}", "stage": "image_pairs"})
         write_table(store, paths.shard_table(shard), SHARDS_COLUMNS, rows)
     call(SPLIT_INDEX, store, PROFILE, "train")
     return store
 
 
 def add_sample(tar: object, number: int) -> dict[str, object]:
+    """Write a sample; return its row in the table of the shard."""
     photo = make_photo(number, (64, 48))
     mask = np.zeros((48, 64), bool)
     mask[10:20, 10:40] = True
@@ -82,16 +83,16 @@ def test_the_index_counts_pairs_that_were_aligned(store: LocalStore) -> None:
     assert (index["median_confidence"], index["median_area"]) == (0.9, 0.1)
 
 
-def test_each_photograph_is_a_line_with_author_licence_and_link(store: LocalStore) -> None:
+def test_each_photo_has_a_line_with_author_license_and_link(store: LocalStore) -> None:
     rows = list(csv.DictReader(store.read(paths.index_attribution("train")).decode().splitlines()))
-    # Samples 6 and 7 are of one photograph in two shards, which no build makes.
+    # Samples 6 and 7 share a photo but not a shard, which no build does. The photo has a line per shard.
     assert [row["samples"] for row in rows] == ["2", "2", "2", "1", "1", "1"]
     assert {(row["title"], row["author"], row["license"], row["link"]) for row in rows} == {DUNE}
     assert {row["dataset_license"] for row in rows} == {PROFILE.source.license}
 
 
 @pytest.mark.parametrize(
-    "credit",
+    "attribution",
     [
         DUNE,
         Attribution("Sun, sea", "A · B, C", "", "https://example.org/a b".replace(" ", "%20")),
@@ -101,14 +102,14 @@ def test_each_photograph_is_a_line_with_author_licence_and_link(store: LocalStor
         Attribution("photograph", "Ann", "public domain, NASA", "https://example.org/1"),
     ],
 )
-def test_a_credit_line_is_read_back(credit: Attribution) -> None:
-    told = format_attribution(credit)
-    assert parse_attribution(told, "https://example.org/asked") == credit._replace(
-        author=credit.author.replace(" · ", " - ")
+def test_a_formatted_attribution_is_parsed_back(attribution: Attribution) -> None:
+    line = format_attribution(attribution)
+    assert parse_attribution(line, "https://example.org/photo") == attribution._replace(
+        author=attribution.author.replace(" · ", " - ")
     )
 
 
-def test_a_photograph_of_which_nothing_is_known_is_linked_by_its_address() -> None:
+def test_a_photo_without_metadata_is_linked_by_its_url() -> None:
     assert parse_attribution("photograph: https://a.example/1.jpg", "https://a.example/1.jpg") == Attribution(
         "", "", "", "https://a.example/1.jpg"
     )
@@ -118,15 +119,15 @@ def test_a_photograph_of_which_nothing_is_known_is_linked_by_its_address() -> No
     )
 
 
-def test_the_card_has_a_image_and_escapes_what_stands_in_tables(store: LocalStore) -> None:
+def test_the_card_has_an_image_and_the_share_of_aligned_pairs(store: LocalStore) -> None:
     card = store.read(paths.index_card("train")).decode()
     assert "![Photographs, and the masks over them](samples.jpg)" in card
     assert "9 of 12 pairs were aligned (75.0%)" in card
     assert store.read(paths.index_image("train")).startswith(b"\xff\xd8")
 
 
-def test_hugging_face_datasets_loads_the_folder_of_a_split(store: LocalStore, tmp_path: Path) -> None:
-    """In a process of its own: the library reads its settings when it is imported."""
+def test_hugging_face_datasets_loads_a_split(store: LocalStore, tmp_path: Path) -> None:
+    """Load the split in its own process, because the library reads its settings when it is imported."""
     program = """
 import sys
 from datasets import load_dataset
@@ -142,7 +143,7 @@ for streaming in (False, True):
     subprocess.run([sys.executable, "-c", program, str(folder)], check=True, env=environment)
 
 
-def test_the_wids_index_names_each_shard_that_holds_samples(store: LocalStore) -> None:
+def test_the_wids_index_lists_each_shard_with_samples(store: LocalStore) -> None:
     content = json.loads(store.read(paths.index_wids("train")))
     assert (content["__kind__"], content["wids_version"]) == ("wids-shard-index-v1", 1)
     assert [shard["nsamples"] for shard in content["shardlist"]] == [7, 2]

@@ -1,4 +1,4 @@
-"""From pairs to shards, index and overlays, on a few small photographs."""
+"""Stage functions from pairs to shards, index and overlays, on a few small photos."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.dataset.extract import extract_shard
+from bananagrams_assets.dataset.validate import draw_shard
 from bananagrams_assets.graph import (
     ALIGNED_PAIRS,
     EDIT_MASKS,
@@ -26,7 +27,6 @@ from bananagrams_assets.graph import (
 )
 from bananagrams_assets.stages.shards import is_plain_jpeg
 from bananagrams_assets.stages.stage import StageResult
-from bananagrams_assets.dataset.validate import draw_shard
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.sample_tar import SAMPLE_PARTS, SampleError, read_samples
@@ -52,8 +52,11 @@ def build(store: LocalStore, profile: Profile, shard: str = SHARD) -> dict[str, 
     return {name: call(stage, store, profile, shard) for name, stage in STAGES.items()}
 
 
-def messy(folder: Path) -> Path:
-    """Six pairs: 0 to 2 good, 3 of unrelated photographs, 4 with a broken picture, 5 a good PNG input."""
+def mixed_pairs(folder: Path) -> Path:
+    """Write six pairs, and return their manifest: 3 is of unrelated images, the edited image of 4 is broken.
+
+    The others are good. The input of 5 is a PNG file.
+    """
     manifest = local_pairs(folder, 6)
     (folder / "images/positive-edit/3.png").write_bytes(png(make_photo(99)))
     (folder / "images/positive-edit/4.png").write_bytes(b"<html>")
@@ -64,27 +67,28 @@ def messy(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Profile, dict[str, StageResult]]:
     folder = tmp_path_factory.mktemp("pairs")
-    store, profile = LocalStore(folder / "store"), one_shard(messy(folder))
+    store, profile = LocalStore(folder / "store"), one_shard(mixed_pairs(folder))
     return store, profile, build(store, profile)
 
 
 Built = tuple[LocalStore, Profile, dict[str, StageResult]]
 
 
-def numbered(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def by_number(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Return rows by the number in their key."""
     return {int(row["key"].split("-")[1]): row for row in rows}
 
 
 def dataset(store: LocalStore, shard: str = SHARD) -> dict[int, dict[str, Any]]:
-    """The samples of a shard as the webdataset library reads them."""
+    """Return the samples of a shard, read with the webdataset library, by the number in their key."""
     with store.local_path(paths.shard_tar(shard)) as path:
         samples = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
     return {int(sample["__key__"].split("-")[1]): sample for sample in samples}
 
 
-def test_each_pair_is_a_row_of_alignment(built: Built) -> None:
+def test_each_fetched_pair_has_a_row_with_its_alignment(built: Built) -> None:
     store, _, results = built
-    rows = numbered(read_table(store, paths.aligned_table(SHARD)))
+    rows = by_number(read_table(store, paths.aligned_table(SHARD)))
     assert set(rows) == {0, 1, 2, 3, 5}
     assert {number for number, row in rows.items() if row["accepted"]} == {0, 1, 2, 5}
     assert rows[3]["reason"]
@@ -93,12 +97,13 @@ def test_each_pair_is_a_row_of_alignment(built: Built) -> None:
     stats = results["aligned"].stats
     assert (stats["pairs"], stats["accepted"], stats["rejected"]) == (5, 4, 1)
     assert sum(stats["confidence_histogram"]) == 4
-    assert stats["by_edit_type"] == {"Remove an existing object": {"pairs": 5, "accepted": 4}}
+    by_edit_type = results["masks"].stats["aligned_by_edit_type"]
+    assert by_edit_type == {"Remove an existing object": {"pairs": 5, "aligned": 4}}
 
 
 def test_each_accepted_pair_has_a_mask(built: Built) -> None:
     store, _, results = built
-    rows = numbered(read_table(store, paths.masks_table(SHARD)))
+    rows = by_number(read_table(store, paths.masks_table(SHARD)))
     assert set(rows) == {0, 1, 2, 5}
     assert list(rows[0]) == list(MASKS_COLUMNS)
     with store.open(paths.masks_tar(SHARD)) as file:
@@ -121,9 +126,9 @@ def test_previews_are_small_images(built: Built) -> None:
         assert Image.open(io.BytesIO(preview)).format == "JPEG"
 
 
-def test_every_record_is_a_row_of_the_shard(built: Built) -> None:
+def test_every_record_has_a_row_in_the_table_of_the_shard(built: Built) -> None:
     store, _, results = built
-    rows = numbered(read_table(store, paths.shard_table(SHARD)))
+    rows = by_number(read_table(store, paths.shard_table(SHARD)))
     assert {number: (row["status"], row["stage"]) for number, row in rows.items()} == {
         0: ("written", ""), 1: ("written", ""), 2: ("written", ""), 3: ("dropped", "aligned_pairs"),
         4: ("dropped", "image_pairs"), 5: ("written", ""),
@@ -171,7 +176,7 @@ def test_metadata_holds_every_field(built: Built) -> None:
     assert np.shape(meta["overlap"])[1] == 2
 
 
-def test_an_ordinary_jpeg_is_shipped_as_it_came(built: Built) -> None:
+def test_a_plain_jpeg_is_packed_unchanged(built: Built) -> None:
     store, _, _ = built
     samples = dataset(store)
     for number in (0, 1, 2):
@@ -181,26 +186,23 @@ def test_an_ordinary_jpeg_is_shipped_as_it_came(built: Built) -> None:
     assert digest != json.loads(samples[5]["meta.json"])["sha256"]["input"]
 
 
-def test_what_must_be_encoded_is() -> None:
+def test_only_upright_rgb_jpegs_are_packed_unchanged() -> None:
     photo = make_photo(1)
     exif = Image.Exif()
     exif[0x0112] = 6
-    kinds = {"turned": {"exif": exif}, "plain": {}}
-    found = {}
-    for name, options in kinds.items():
-        file = io.BytesIO()
-        Image.fromarray(photo).save(file, "JPEG", **options)
-        found[name] = is_plain_jpeg(file.getvalue())
-    grey = io.BytesIO()
-    Image.fromarray(photo[..., 0]).save(grey, "JPEG")
-    assert found == {"turned": False, "plain": True}
-    assert not is_plain_jpeg(grey.getvalue())
+    rotated, plain, gray = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(photo).save(rotated, "JPEG", exif=exif)
+    Image.fromarray(photo).save(plain, "JPEG")
+    Image.fromarray(photo[..., 0]).save(gray, "JPEG")
+    assert is_plain_jpeg(plain.getvalue())
+    assert not is_plain_jpeg(rotated.getvalue())
+    assert not is_plain_jpeg(gray.getvalue())
     assert not is_plain_jpeg(png(photo))
 
 
-def test_the_same_inputs_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
+def test_equal_inputs_give_equal_bytes(built: Built, tmp_path: Path) -> None:
     store, _, results = built
-    again = build(LocalStore(tmp_path / "store"), one_shard(messy(tmp_path)))
+    again = build(LocalStore(tmp_path / "store"), one_shard(mixed_pairs(tmp_path)))
     for name in ("aligned", "masks", "shards"):
         assert again[name].files == results[name].files
     assert again["pairs"].content == results["pairs"].content
@@ -208,26 +210,26 @@ def test_the_same_inputs_give_the_same_bytes(built: Built, tmp_path: Path) -> No
     assert other.read(paths.shard_tar(SHARD)) == store.read(paths.shard_tar(SHARD))
 
 
-def test_a_smaller_dataset_keeps_its_geometry(built: Built, tmp_path: Path) -> None:
+def test_downscaled_samples_have_scaled_geometry(built: Built, tmp_path: Path) -> None:
     large, _, _ = built
     store = LocalStore(tmp_path / "store")
-    build(store, one_shard(messy(tmp_path), shards={"largest_side_px": 96}))
+    build(store, one_shard(mixed_pairs(tmp_path), shards={"largest_side_px": 96}))
     for number, sample in dataset(store).items():
-        meta, before = (json.loads(found["meta.json"]) for found in (sample, dataset(large)[number]))
+        meta, full_meta = (json.loads(item["meta.json"]) for item in (sample, dataset(large)[number]))
         assert Image.open(io.BytesIO(sample["input.jpg"])).size == (96, 72) == (meta["width"], meta["height"])
         mask = np.asarray(Image.open(io.BytesIO(sample["mask.png"]))) > 0
         assert mask.shape == (72, 96)
         assert mask.mean() == pytest.approx(48 * 64 / (144 * 192), abs=0.02)
-        # The centre of a pixel at (x, y) lies at ((x + 0.5) / 2 - 0.5, …) in a picture half as large.
+        # The center of pixel (x, y) is at ((x + 0.5) / 2 - 0.5, …) in an image of half the size.
         point = np.array([100.0, 40.0, 1.0])
-        mapped, half = (np.array(found["homography"]) @ point for found in (before, meta))
-        assert half[:2] / half[2] == pytest.approx((mapped[:2] / mapped[2] + 0.5) / 2 - 0.5)
+        full, half = (np.array(fields["homography"]) @ point for fields in (full_meta, meta))
+        assert half[:2] / half[2] == pytest.approx((full[:2] / full[2] + 0.5) / 2 - 0.5)
         assert np.max(meta["overlap"]) <= 95.5
-        assert meta["alignment"]["residual_px"] == pytest.approx(before["alignment"]["residual_px"] / 2)
+        assert meta["alignment"]["residual_px"] == pytest.approx(full_meta["alignment"]["residual_px"] / 2)
 
 
-def test_an_untouched_dataset_holds_only_images_as_they_were_received(tmp_path: Path) -> None:
-    manifest = messy(tmp_path)
+def test_an_untouched_dataset_has_only_images_with_their_original_bytes(tmp_path: Path) -> None:
+    manifest = mixed_pairs(tmp_path)
     untouched = {"untouched": True}
     store = LocalStore(tmp_path / "store")
     build(store, one_shard(manifest, shards=untouched))
@@ -236,22 +238,22 @@ def test_an_untouched_dataset_holds_only_images_as_they_were_received(tmp_path: 
     for sample in samples.values():
         digest = hashlib.sha256(sample["input.jpg"]).hexdigest()
         assert digest == json.loads(sample["meta.json"])["sha256"]["input"]
-    rows = numbered(read_table(store, paths.shard_table(SHARD)))
+    rows = by_number(read_table(store, paths.shard_table(SHARD)))
     assert (rows[5]["stage"], rows[5]["sha256"]) == ("shards", [])
     assert "would have to be encoded" in rows[5]["reason"]
 
     small = one_shard(manifest, shards={**untouched, "largest_side_px": 100})
     call(SHARDS, store, small, SHARD)
-    rows = numbered(read_table(store, paths.shard_table(SHARD)))
+    rows = by_number(read_table(store, paths.shard_table(SHARD)))
     assert "larger than shards.largest_side_px" in rows[0]["reason"]
 
     fitted = LocalStore(tmp_path / "fitted")
     build(fitted, one_shard(manifest, shards=untouched, fetch={"largest_side_px": 100}))
-    rows = numbered(read_table(fitted, paths.shard_table(SHARD)))
+    rows = by_number(read_table(fitted, paths.shard_table(SHARD)))
     assert "was fitted" in rows[0]["reason"]
 
 
-def test_the_index_tells_what_a_split_holds(built: Built) -> None:
+def test_the_index_describes_the_split(built: Built) -> None:
     store, profile, results = built
     result = call(SPLIT_INDEX, store, profile, "train")
     index = json.loads(store.read(paths.index_json("train")))
@@ -282,7 +284,7 @@ def test_the_index_tells_what_a_split_holds(built: Built) -> None:
     }  # fmt: skip
 
 
-def test_an_index_needs_its_shards(built: Built) -> None:
+def test_an_index_without_its_shards_is_an_error(built: Built) -> None:
     store, profile, _ = built
     with pytest.raises(MissingObject, match="dev-00000"):
         call(SPLIT_INDEX, store, profile, "dev")
@@ -297,19 +299,12 @@ def test_an_empty_shard_passes_through_every_stage(tmp_path: Path) -> None:
     assert json.loads(store.read(paths.index_json("dev")))["samples"] == 0
 
 
-def test_overlays_show_masks_and_name_what_was_lost(built: Built) -> None:
+def test_the_overlay_page_shows_masks_and_rejected_pairs(built: Built) -> None:
     store, _, results = built
-    rows = {
-        int(row["key"].split("-")[1]): row for row in rows_of(store.read(paths.overlays_page(SHARD)).decode())
-    }
+    rows = by_number(rows_of(store.read(paths.overlays_page(SHARD)).decode()))
     assert sorted(rows) == [0, 1, 2, 3, 4, 5]
-    assert {number: row["panels"] for number, row in rows.items() if row["picture"]} == {
-        0: 3,
-        1: 3,
-        2: 3,
-        3: 2,
-        5: 3,
-    }
+    panels = {number: row["panels"] for number, row in rows.items() if row["picture"]}
+    assert panels == {0: 3, 1: 3, 2: 3, 3: 2, 5: 3}
     assert (rows[4]["picture"], rows[4]["mask"]) == ("", "rejected")
     assert "not a picture" in rows[4]["reason"]
     names = store.list(f"overlays/{SHARD}/pictures/")
@@ -318,7 +313,7 @@ def test_overlays_show_masks_and_name_what_was_lost(built: Built) -> None:
     assert (results["overlays"].stats["masks"], results["overlays"].stats["rejected"]) == (4, 2)
 
 
-def test_overlays_are_bounded_and_drop_what_they_no_longer_show(tmp_path: Path) -> None:
+def test_max_samples_limits_the_overlays_and_deletes_earlier_images(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     manifest = local_pairs(tmp_path, 4)
     build(store, one_shard(manifest))
@@ -331,18 +326,18 @@ def test_overlays_are_bounded_and_drop_what_they_no_longer_show(tmp_path: Path) 
         assert store.exists(f"overlays/{SHARD}/pictures/{row['key']}.jpg")
 
 
-def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
+def test_a_shard_and_an_extracted_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
     store, profile, _ = built
     tar = Path(store.describe(paths.shard_tar(SHARD)))
     extract_shard(tar, tmp_path / "plain")
     pages = [draw_shard(path, tmp_path / "pages", profile) for path in (tar, tmp_path / "plain")]
     assert [page.parent.name for page in pages] == [SHARD, "plain"]
-    for page, panels in zip(pages, (3, 1), strict=True):  # only a shard in its store has the edited pictures
-        found = rows_of(page.read_text(encoding="utf-8"))
-        assert [row["panels"] for row in found] == [panels] * 4
-        assert [row["confidence"] for row in found] == sorted(row["confidence"] for row in found)
+    for page, panels in zip(pages, (3, 1), strict=True):  # only a shard in its store has edited images
+        rows = rows_of(page.read_text(encoding="utf-8"))
+        assert [row["panels"] for row in rows] == [panels] * 4
+        assert [row["confidence"] for row in rows] == sorted(row["confidence"] for row in rows)
         assert len(list((page.parent / "pictures").iterdir())) == 4
-        for row in found:
+        for row in rows:
             image = Image.open(page.parent / row["picture"])
             assert image.size == (panels * row["width"], row["height"])
             assert row["outline"].startswith("M")
@@ -350,7 +345,7 @@ def test_any_shard_or_folder_can_be_drawn(built: Built, tmp_path: Path) -> None:
     assert f'const names = ["plain", "{SHARD}"];' in contents
 
 
-def test_a_broken_sample_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
+def test_the_page_shows_the_reason_of_a_broken_sample(tmp_path: Path) -> None:
     folder, profile = tmp_path / "plain", one_shard("unused.jsonl")
     folder.mkdir()
     photo = encode_jpeg(edited(make_photo(1)), 90)
@@ -368,13 +363,13 @@ def test_a_broken_sample_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
 
 
 def rows_of(page: str) -> list[dict[str, Any]]:
-    """The samples that a page was given, in its order."""
+    """Return the rows embedded in a page, in their order."""
     start = '<script id="rows" type="application/json">'
-    found: list[dict[str, Any]] = json.loads(page.partition(start)[2].partition("</script>")[0])
-    return found
+    rows: list[dict[str, Any]] = json.loads(page.partition(start)[2].partition("</script>")[0])
+    return rows
 
 
-def test_what_is_no_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_file_that_is_no_tar_is_an_error_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "notes.tar"
     path.write_text("not a tar at all")
     with pytest.raises(SampleError, match=r"notes\.tar: not a whole tar"):

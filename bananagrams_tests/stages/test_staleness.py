@@ -1,3 +1,5 @@
+"""Staleness of partitions, and builds of stale, current and concurrently built ones."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -28,7 +30,7 @@ def profile() -> Profile:
 
 @pytest.fixture
 def store(tmp_path: Path, profile: Profile) -> Store:
-    """A store with a manifest for every shard and nothing else."""
+    """Return a store with the receipts of a manifest and nothing else."""
     store = open_store(str(tmp_path / "store"))
     for shard in profile.shard_keys():
         write_receipt(store, profile, MANIFEST, shard, StageResult({}, content=f"records of {shard}"), {})
@@ -38,10 +40,10 @@ def store(tmp_path: Path, profile: Profile) -> Store:
     return store
 
 
-Function = Callable[[StageRun], StageResult]
+StageFunction = Callable[[StageRun], StageResult]
 
 
-def writer(text: str) -> Function:
+def writer(text: str) -> StageFunction:
     """Return a stage function that writes `text`."""
 
     def function(run: StageRun) -> StageResult:
@@ -54,7 +56,7 @@ def writer(text: str) -> Function:
 def build(
     store: Store,
     profile: Profile,
-    function: Function,
+    function: StageFunction,
     stage: Stage = IMAGE_PAIRS,
     shard: str = SHARD,
     rebuild: bool = False,
@@ -63,63 +65,64 @@ def build(
     return build_partition(store, profile, replace(stage, function=function), shard, ignore_progress, rebuild)
 
 
-def run(store: Store, profile: Profile, text: str, stage: Stage = IMAGE_PAIRS) -> list[str]:
+def build_text(store: Store, profile: Profile, text: str, stage: Stage = IMAGE_PAIRS) -> list[str]:
+    """Build one shard with a stage function that writes `text`; return the reasons."""
     return build(store, profile, writer(text), stage).reasons
 
 
-def test_a_current_partition_is_not_built_again(store: Store, profile: Profile) -> None:
-    assert run(store, profile, "pictures") == ["never built"]
-    assert run(store, profile, "other pictures") == []
-    assert store.read(f"image_pairs/{SHARD}.tar") == b"pictures"
+def test_a_current_partition_is_not_rebuilt(store: Store, profile: Profile) -> None:
+    assert build_text(store, profile, "images") == ["never built"]
+    assert build_text(store, profile, "other images") == []
+    assert store.read(f"image_pairs/{SHARD}.tar") == b"images"
 
 
-def test_a_changed_setting_is_named_with_both_values(store: Store, profile: Profile) -> None:
-    run(store, profile, "pictures")
+def test_the_reason_has_both_values_of_a_changed_setting(store: Store, profile: Profile) -> None:
+    build_text(store, profile, "images")
     other = load_profile("demo", {"fetch.max_bytes": 2048}).profile
     assert why_stale(store, other, IMAGE_PAIRS, SHARD) == ["fetch.max_bytes: 64000000 → 2048"]
 
 
-def test_a_setting_that_another_stage_reads_leaves_this_one_current(store: Store, profile: Profile) -> None:
-    run(store, profile, "pictures")
+def test_a_setting_of_another_stage_leaves_a_partition_current(store: Store, profile: Profile) -> None:
+    build_text(store, profile, "images")
     other = load_profile("demo", {"mask.open_px": 5, "fetch.concurrency": 3}).profile
     assert why_stale(store, other, IMAGE_PAIRS, SHARD) == []
 
 
-def test_changed_records_of_a_shard_make_that_shard_stale_alone(store: Store, profile: Profile) -> None:
+def test_changed_records_of_a_shard_make_only_that_shard_stale(store: Store, profile: Profile) -> None:
     for shard in (SHARD, "test-00000"):
-        build(store, profile, writer("pictures"), shard=shard)
+        build(store, profile, writer("images"), shard=shard)
     write_receipt(store, profile, MANIFEST, SHARD, StageResult({}, content="more records"), {})
     assert why_stale(store, profile, IMAGE_PAIRS, SHARD) == [f"manifest/{SHARD} changed"]
     assert why_stale(store, profile, IMAGE_PAIRS, "test-00000") == []
 
 
-def test_a_new_code_version_is_named(store: Store, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(store, profile, "pictures")
+def test_the_reason_has_both_code_versions(store: Store, profile: Profile) -> None:
+    build_text(store, profile, "images")
     newer = replace(IMAGE_PAIRS, version="newer")
     assert why_stale(store, profile, newer, SHARD) == [f"code version {IMAGE_PAIRS.version} → newer"]
 
 
-def test_a_missing_file_is_built_again(store: Store, profile: Profile) -> None:
-    run(store, profile, "pictures")
+def test_a_partition_with_a_missing_file_is_rebuilt(store: Store, profile: Profile) -> None:
+    build_text(store, profile, "images")
     store.delete(f"image_pairs/{SHARD}.tar")
     assert why_stale(store, profile, IMAGE_PAIRS, SHARD) == [
         f"{store.describe(f'image_pairs/{SHARD}.tar')} is missing"
     ]
-    assert run(store, profile, "pictures")
+    assert build_text(store, profile, "images")
 
 
 def test_a_rebuild_with_the_same_content_leaves_downstream_current(store: Store, profile: Profile) -> None:
-    run(store, profile, "pictures")
+    build_text(store, profile, "images")
     build(store, profile, writer("x"), ALIGNED_PAIRS)
-    build(store, profile, writer("pictures"), rebuild=True)
+    build(store, profile, writer("images"), rebuild=True)
     assert why_stale(store, profile, ALIGNED_PAIRS, SHARD) == []
     build(store, profile, writer("new"), rebuild=True)
     assert why_stale(store, profile, ALIGNED_PAIRS, SHARD) == [f"image_pairs/{SHARD} changed"]
 
 
-def test_nothing_is_built_before_what_it_reads(store: Store, profile: Profile) -> None:
+def test_a_stage_with_a_missing_input_is_not_built(store: Store, profile: Profile) -> None:
     with pytest.raises(UpstreamMissing, match=rf"edit_masks/{SHARD} reads image_pairs/{SHARD}"):
-        run(store, profile, "masks", EDIT_MASKS)
+        build_text(store, profile, "masks", EDIT_MASKS)
 
 
 def test_a_failed_build_leaves_the_partition_stale(store: Store, profile: Profile) -> None:
@@ -131,35 +134,32 @@ def test_a_failed_build_leaves_the_partition_stale(store: Store, profile: Profil
     assert why_stale(store, profile, IMAGE_PAIRS, SHARD) == ["never built"]
 
 
-def test_what_waits_for_a_stale_partition_is_stale_too(store: Store, profile: Profile) -> None:
+def test_partitions_downstream_of_stale_ones_are_stale(store: Store, profile: Profile) -> None:
     stale = stale_partitions(store, profile, (IMAGE_PAIRS, ALIGNED_PAIRS))
     assert stale["image_pairs", SHARD] == ["never built"]
     assert next(iter(stale))[0] == "image_pairs"
     assert len(stale) == 2 * len(profile.shard_keys())
 
 
-def overtaken_by(store: Store, profile: Profile, text: str, own: str) -> Function:
+def writer_after_other_run(store: Store, profile: Profile, text: str, own: str) -> StageFunction:
     """Return a function that writes `own` after another run of the same partition has written `text`."""
 
     def function(run: StageRun) -> StageResult:
-        again = build(open_store(store.url), profile, writer(text))
-        assert again.reasons
+        assert build(open_store(store.url), profile, writer(text)).reasons
         result = writer(own)(run)
         return StageResult(result.files, {"seconds": 2.5}, result.preview)
 
     return function
 
 
-def test_two_runs_that_do_the_same_at_once_are_fine(store: Store, profile: Profile) -> None:
-    outcome = build(store, profile, overtaken_by(store, profile, "pictures", "pictures"))
+def test_concurrent_runs_with_equal_results_succeed(store: Store, profile: Profile) -> None:
+    outcome = build(store, profile, writer_after_other_run(store, profile, "images", "images"))
     assert read_receipt(store, IMAGE_PAIRS.name, SHARD) == outcome.receipt
     assert why_stale(store, profile, IMAGE_PAIRS, SHARD) == []
 
 
-def test_a_run_that_is_overtaken_by_another_result_fails_and_undoes_nothing(
-    store: Store, profile: Profile
-) -> None:
+def test_a_run_fails_if_another_one_wrote_a_different_result(store: Store, profile: Profile) -> None:
     with pytest.raises(Conflict, match=rf"image_pairs/{SHARD}\.tar: two runs wrote different bytes"):
-        build(store, profile, overtaken_by(store, profile, "new", "old"))
+        build(store, profile, writer_after_other_run(store, profile, "new", "old"))
     assert store.read(f"image_pairs/{SHARD}.tar") == b"new"
     assert why_stale(store, profile, IMAGE_PAIRS, SHARD) == []
