@@ -16,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .errors import BananagramsError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Name = Annotated[str, Field(min_length=1)]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://")]
 
 
 class ConfigError(BananagramsError, ValueError):
@@ -143,13 +146,9 @@ class SourceSettings(Section):
 class HostSettings(Section):
     """Request limits of one host and its subdomains, shared by all runs on this machine."""
 
-    host: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9.-]*$", description="host name; the limits include its subdomains"
-    )
+    host: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="host name; its subdomains are included")
     in_flight: int = Field(2, ge=1, le=256, description="largest number of concurrent requests")
-    per_second: Positive | None = Field(
-        None, description="largest number of requests started per second; null: no limit"
-    )
+    per_second: Positive | None = Field(None, description="most requests started per second; null: no limit")
 
 
 FLICKR = HostSettings(host="staticflickr.com", in_flight=2, per_second=2.0)
@@ -170,8 +169,7 @@ class FetchSettings(Section):
     attempts: int = Field(4, ge=1, le=20, description="attempts per image")
     timeout_s: Positive = Field(60.0, description="time limit of one attempt, in seconds")
     deadline_s: Positive = Field(
-        300.0,
-        description="time limit of one image from its first request on, delays included, in seconds",
+        300.0, description="time limit of one image from its first request on, delays included, in seconds"
     )
     backoff_s: Positive = Field(
         1.0, description="delay before the second attempt, in seconds; doubles per attempt, with jitter"
@@ -247,9 +245,7 @@ class SplitsSettings(Section):
 class AlignSettings(Section):
     """Alignment of the edited image to the input photo: SIFT features, then tracked corners."""
 
-    working_side_px: int = Field(
-        512, ge=128, le=4096, description="longest side at which corners are tracked, in px"
-    )
+    working_side_px: int = Field(512, ge=128, le=4096, description="longest side for tracking corners, in px")
     features: int = Field(
         1500, ge=100, le=100_000, description="largest number of SIFT features, if a first try with few fails"
     )
@@ -259,20 +255,16 @@ class AlignSettings(Section):
     ransac_px: Positive = Field(
         1.5, description="largest reprojection error of an inlier, in px at the resolution of detection"
     )
-    min_inliers: int = Field(12, ge=4, description="reject an alignment with fewer tracked inlier corners")
-    min_inlier_ratio: Fraction = Field(
-        0.15, description="reject an alignment with a smaller share of inliers"
-    )
-    min_confidence: Fraction = Field(0.7, description="reject an alignment with a lower confidence")
+    min_inliers: int = Field(12, ge=4, description="reject alignments with fewer tracked inlier corners")
+    min_inlier_ratio: Fraction = Field(0.15, description="reject alignments with a smaller share of inliers")
+    min_confidence: Fraction = Field(0.7, description="reject alignments with a lower confidence")
     min_overlap: Fraction = Field(
-        0.3, description="reject an alignment whose edited image covers a smaller share of the input"
+        0.3, description="reject alignments whose edited image covers a smaller share of the input"
     )
     max_scale: float = Field(
         4.0, gt=1, description="largest accepted scale, or its inverse, beyond that of the plain resize"
     )
-    max_anisotropy: float = Field(
-        1.6, gt=1, description="largest accepted ratio of the scales along the two axes"
-    )
+    max_anisotropy: float = Field(1.6, gt=1, description="largest accepted ratio of the two axes' scales")
 
 
 def _odd(value: int) -> int:
@@ -291,8 +283,7 @@ class MaskSettings(Section):
         3, ge=1, le=51, description="Gaussian kernel before differencing, in px, odd; 1: no blur"
     )
     threshold_low: Positive = Field(
-        3.0,
-        description="smallest colour difference of a mask pixel, in CIE Lab dE (low hysteresis threshold)",
+        3.0, description="smallest colour difference of mask pixels, in CIE Lab dE (low hysteresis threshold)"
     )
     threshold_high: Positive = Field(
         15.0, description="smallest peak colour difference of a mask component, in dE (high threshold)"
@@ -301,15 +292,11 @@ class MaskSettings(Section):
     noise_high: float = Field(15.0, ge=0, description="high threshold in multiples of the pair's noise")
     open_px: int = Field(1, ge=1, le=51, description="opening kernel, in px, odd; 1: no opening")
     close_px: int = Field(9, ge=1, le=51, description="closing kernel, in px, odd; 1: no closing")
-    smallest_component: Fraction = Field(
-        0.0005, description="remove components below this share of the image"
-    )
+    smallest_component: Fraction = Field(0.0005, description="drop components below this share of the image")
     border_px: int = Field(
         4, ge=0, le=256, description="width of the ignored border of the overlap, in px at the working size"
     )
-    global_area: Fraction = Field(
-        0.85, description="share of the overlap above which a mask is a global edit"
-    )
+    global_area: Fraction = Field(0.85, description="share of the overlap above which a mask is global")
 
     _kernels_are_odd = field_validator("blur_kernel_px", "open_px", "close_px")(_odd)
 
@@ -329,18 +316,14 @@ class ShardSettings(Section):
     operational = frozenset({"reviews"})
 
     reviews: tuple[str, ...] = Field(
-        (),
-        description="review files saved from overlay pages, as paths or store:NAME; samples labelled bad are "
-        "excluded",
+        (), description="review files of overlay pages, as paths or store:NAME; exclude samples labelled bad"
     )
     jpeg_quality: int = Field(95, ge=1, le=100, description="JPEG quality of a re-encoded input.jpg")
     largest_side_px: int | None = Field(
         None, ge=64, description="resize input.jpg to this longest side, in px; null: the input's size"
     )
     untouched: bool = Field(
-        False,
-        description="include only photos whose received bytes can be shipped; reject a photo that needs "
-        "re-encoding",
+        False, description="ship only received bytes; reject photos that need re-encoding"
     )
 
 
@@ -348,9 +331,7 @@ class OverlaySettings(Section):
     """Pages for reviewing masks by eye."""
 
     tile_px: int = Field(512, ge=64, le=1024, description="longest side of an image on a page, in px")
-    max_samples: int = Field(
-        240, ge=1, description="largest number of samples drawn per shard, lowest confidence first"
-    )
+    max_samples: int = Field(240, ge=1, description="most samples drawn per shard, lowest confidence first")
     jpeg_quality: int = Field(85, ge=1, le=100, description="JPEG quality of the drawn images")
 
 
@@ -365,7 +346,7 @@ class FusionSettings(Section):
     strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
         (32, 16), min_length=1, description="strides of the feature maps with cross-attention"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the attention weights")
+    dropout: BelowOne = Field(0.0, description="dropout probability of the attention weights")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> FusionSettings:
@@ -381,36 +362,22 @@ class FusionSettings(Section):
 class ModelSettings(Section):
     """The network."""
 
-    image_encoder: str = Field(
-        "resnet50", min_length=1, description="image encoder: name of a torchvision ResNet, or resnet10"
+    image_encoder: Name = Field("resnet50", description="image encoder: a torchvision ResNet, or resnet10")
+    image_weights: Name = Field(
+        "pretrained", description="weights of the image encoder: `pretrained`, `none`, or the path of a file"
     )
-    image_weights: str = Field(
-        "pretrained",
-        min_length=1,
-        description="weights of the image encoder: `pretrained`, `none`, or the path of a local file",
+    text_encoder: Name = Field(
+        "ViT-B-32", description="text encoder: an open_clip model, or `tokens` (token embeddings only)"
     )
-    text_encoder: str = Field(
-        "ViT-B-32",
-        min_length=1,
-        description="text encoder: name of an open_clip model, or `tokens` (token embeddings only)",
+    text_weights: Name = Field(
+        "openai", description="weights of the text encoder: an open_clip tag, `none`, or the path of a file"
     )
-    text_weights: str = Field(
-        "openai",
-        min_length=1,
-        description="weights of the text encoder: an open_clip pretrained tag, `none`, or the path of a "
-        "local file",
-    )
-    text_width: int = Field(
-        128, ge=8, le=4096, description="embedding width of the text encoder `tokens`, in channels"
-    )
+    text_width: int = Field(128, ge=8, le=4096, description="embedding channels of the text encoder `tokens`")
     text_context: int = Field(
         77, ge=8, le=77, description="largest number of tokens of an instruction; the rest is cut off"
     )
     train_text_layers: int = Field(
-        0,
-        ge=0,
-        le=48,
-        description="number of last layers of the text encoder to train, at encoder_rate; 0: frozen encoder",
+        0, ge=0, le=48, description="last layers of the text encoder to train, at encoder_rate; 0: frozen"
     )
     fusion: FusionSettings = FusionSettings()
     decoder_channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
@@ -427,7 +394,7 @@ class AugmentSettings(Section):
     flip: Fraction = Field(
         0.5, description="probability of a mirrored image; left and right are swapped in the instruction"
     )
-    crop: float = Field(0.2, ge=0, lt=1, description="largest share of a side to crop")
+    crop: BelowOne = Field(0.2, description="largest share of a side to crop")
     color: Fraction = Field(0.2, description="largest change of brightness, contrast and saturation")
     blur: Fraction = Field(0.1, description="probability of a light blur")
     drop_words: Fraction = Field(
@@ -454,11 +421,8 @@ class TrainSettings(Section):
         0.1, ge=0, le=1, description="learning rate of the encoders, as a multiple of learning_rate"
     )
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer")
-    beta2: float = Field(
-        0.999,
-        ge=0,
-        lt=1,
-        description="Adam's decay per step of the mean of squared gradients; use a lower value for few steps",
+    beta2: BelowOne = Field(
+        0.999, description="Adam's decay per step of the mean of squared gradients; lower it for few steps"
     )
     weight_decay: float = Field(0.01, ge=0, description="weight decay; norms and biases are not decayed")
     scheduler: Literal["cosine", "linear", "constant"] = Field(
@@ -468,10 +432,8 @@ class TrainSettings(Section):
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
     bce_weight: float = Field(1.0, ge=0, description="weight of binary cross-entropy in the loss")
     dice_weight: float = Field(1.0, ge=0, description="weight of the Dice loss in the loss")
-    ema_decay: float = Field(
+    ema_decay: BelowOne = Field(
         0.999,
-        ge=0,
-        lt=1,
         description="decay per step of the moving average of the weights, which is evaluated and published; "
         "0: no average",
     )
@@ -498,9 +460,7 @@ class TrainSettings(Section):
     log_every_steps: Count = Field(20, description="steps between log lines")
     evaluate_every_steps: Count = Field(500, description="steps between evaluations on dev")
     checkpoint_every_steps: Count = Field(500, description="steps between checkpoints")
-    keep_checkpoints: Count = Field(
-        3, description="number of last checkpoints to keep, besides the best on dev"
-    )
+    keep_checkpoints: Count = Field(3, description="last checkpoints to keep, besides the best on dev")
     seed: Seed = Field(0, description="seed of initial weights, sample order, augmentation and dropout")
 
     @model_validator(mode="after")
@@ -513,32 +473,24 @@ class TrainSettings(Section):
 class EcsSettings(Section):
     """Training as an Amazon ECS task. Its image contains this package; GPUs need the EC2 launch type."""
 
-    cluster: str = Field("default", min_length=1, description="name or ARN of the cluster")
-    task_definition: str = Field("bananagrams", min_length=1, description="family, family:revision or ARN")
-    container: str = Field("bananagrams", min_length=1, description="name of the container that trains")
+    cluster: Name = Field("default", description="name or ARN of the cluster")
+    task_definition: Name = Field("bananagrams", description="family, family:revision or ARN")
+    container: Name = Field("bananagrams", description="name of the container that trains")
     launch_type: Literal["EC2", "FARGATE"] = Field("EC2", description="launch type; Fargate has no GPUs")
     cpu: int | None = Field(
         None, ge=128, description="CPU units (1024: one core); null: as in the task definition"
     )
     memory_mib: int | None = Field(None, ge=128, description="memory in MiB; null: as in the task definition")
     gpus: int = Field(1, ge=0, le=64, description="GPUs of the task; 0: train on the CPU")
-    subnets: tuple[str, ...] = Field(
-        (), description="subnet IDs of an awsvpc task; empty: another network mode"
-    )
+    subnets: tuple[str, ...] = Field((), description="subnet IDs for awsvpc; empty: another network mode")
     security_groups: tuple[str, ...] = Field((), description="security group IDs of an awsvpc task")
-    poll_s: Positive = Field(
-        6.0, description="interval between queries of the task's state and messages, in seconds"
-    )
+    poll_s: Positive = Field(6.0, description="interval between queries of state and messages, in seconds")
 
 
 class RaySettings(Section):
     """Training as a Ray job. Its nodes contain this package and can reach the store and MLflow."""
 
-    address: str = Field(
-        "http://127.0.0.1:8265",
-        pattern=r"^https?://",
-        description="URL of the cluster's dashboard, which accepts jobs",
-    )
+    address: HttpUrl = Field("http://127.0.0.1:8265", description="URL of the dashboard, which accepts jobs")
     cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for the job")
     gpus: int = Field(1, ge=0, le=64, description="GPUs of the job; 0: train on the CPU")
     poll_s: Positive = Field(1.0, description="interval between queries of the job's state, in seconds")
@@ -551,7 +503,7 @@ class LauncherSettings(Section):
         "subprocess", description="`subprocess` on this machine, an `ecs` task, or a `ray` job"
     )
     retries: int = Field(
-        3, ge=0, le=100, description="restarts from the last checkpoint after the training process died"
+        3, ge=0, le=100, description="restarts from the last checkpoint if the training dies"
     )
     retry_delay_s: float = Field(10.0, ge=0, description="delay before each restart, in seconds")
     ecs: EcsSettings = EcsSettings()
@@ -561,27 +513,19 @@ class LauncherSettings(Section):
 class MlflowSettings(Section):
     """Names in MLflow."""
 
-    experiment: str = Field("bananagrams", min_length=1, description="name of the experiment")
+    experiment: Name = Field("bananagrams", description="name of the experiment")
     registered_model: str = Field(
         "bananagrams-mask", min_length=1, pattern=r"^[^/:]+$", description="name of the registered model"
     )
-    ui_url: str = Field(
-        "http://127.0.0.1:5000",
-        pattern=r"^https?://",
-        description="URL of `mlflow ui`, for links to runs",
-    )
+    ui_url: HttpUrl = Field("http://127.0.0.1:5000", description="URL of `mlflow ui`, for links to runs")
 
 
 class CheckSettings(Section):
     """Limits of the asset checks."""
 
     max_rejected: Fraction = Field(0.2, description="largest share of a shard's records that may be rejected")
-    max_lost: Fraction = Field(
-        0.1, description="largest share of a shard's records whose images could not be fetched"
-    )
-    min_mask_iou: Fraction = Field(
-        0.88, description="smallest mean IoU of masks on made pairs with true masks"
-    )
+    max_lost: Fraction = Field(0.1, description="largest share of a shard's records without fetched images")
+    min_mask_iou: Fraction = Field(0.88, description="smallest mean IoU with the true masks of made pairs")
     min_gain: float = Field(
         0.02,
         ge=0,
@@ -595,9 +539,7 @@ class AutomationSettings(Section):
     """Scheduled rebuilds."""
 
     rebuild_cron: str = Field("0 3 * * *", description="cron schedule (UTC) for reading the sources again")
-    sensor_interval_s: int = Field(
-        300, ge=30, description="interval between searches for stale shards, in seconds"
-    )
+    sensor_interval_s: int = Field(300, ge=30, description="seconds between searches for stale shards")
 
 
 class StoreSettings(Section):
@@ -609,8 +551,7 @@ class StoreSettings(Section):
         description="folder or s3://bucket/prefix; null: a folder under DAGSTER_HOME or .bananagrams",
     )
     may_be_public: bool = Field(
-        False,
-        description="write to a publicly readable store; the licence of most sources does not permit that",
+        False, description="write to a publicly readable store; the licences of most sources forbid that"
     )
 
 

@@ -30,7 +30,6 @@ MANIFEST = Stage(
 
 Invalid records are listed in `manifest/rejects.parquet` with line number and reason.""",
     partitioning="none",
-    parts="shard",
     external=source_versions,
     settings=("source", "splits"),
     unversioned_settings=("fetch",),

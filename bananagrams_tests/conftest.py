@@ -13,11 +13,14 @@ from .servers import Server, serving
 from .weed import Weed
 from .weed import serving as s3_server
 
-OURS = ("BANANAGRAMS_PROFILE", "BANANAGRAMS_STORE", "BANANAGRAMS_SET", "BANANAGRAMS_ALLOW_HOSTS",
-        "MLFLOW_TRACKING_URI", "DAGSTER_HOME", "AWS_ENDPOINT_URL")  # fmt: skip
+VARIABLES = (
+    "BANANAGRAMS_PROFILE", "BANANAGRAMS_STORE", "BANANAGRAMS_SET", "BANANAGRAMS_ALLOW_HOSTS",
+    "MLFLOW_TRACKING_URI", "DAGSTER_HOME", "AWS_ENDPOINT_URL",
+)  # fmt: skip
+"""Environment variables of the package, which tests unset."""
 
 # The code location reads its profile when it is imported, before any fixture runs.
-for variable in OURS:
+for variable in VARIABLES:
     os.environ.pop(variable, None)
 
 
@@ -29,7 +32,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Set DAGSTER_HOME, which contains store and registry, to a folder of the test; return it."""
     home = tmp_path / "home"
-    for variable in OURS:
+    for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     return home

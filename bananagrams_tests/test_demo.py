@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import OURS
+from .conftest import VARIABLES
 
 # A model trained on fewer than 480 pairs does not beat the trivial baselines and is not promoted.
 SHORT = [
@@ -35,7 +35,7 @@ class Demo:
 
 
 def run(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return subprocess.run(
         [sys.executable, "-m", "bananagrams_assets.cli", *arguments],
         capture_output=True, text=True, check=False, timeout=900,

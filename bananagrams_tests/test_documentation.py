@@ -59,9 +59,7 @@ def test_named_settings_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
 def test_named_source_files_exist(path: Path) -> None:
-    named = re.findall(
-        r"`((?:[a-z_]+/)+[a-z_0-9]+\.(?:py|jinja|js))`", path.read_text(encoding="utf-8")
-    )
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_0-9]+\.(?:py|jinja|js))`", path.read_text(encoding="utf-8"))
     places = (ROOT, ROOT / "bananagrams_assets", ROOT / "bananagrams_tests", DOCS)
     assert [name for name in named if not any((place / name).exists() for place in places)] == []
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -17,19 +16,13 @@ from bananagrams_assets.fetching.spool import images_in
 from bananagrams_assets.vision.images import encode_jpeg
 
 from .photos import edited, make_photo, png, record, write_manifest
-from .servers import Server, body, serving, stalled, status
+from .servers import Server, body, stalled, status
 
 ONE_SHARD = ["train={ratio: 1.0, shards: 1}", "dev={ratio: 0.0, shards: 1}", "test={ratio: 0.0, shards: 1}"]
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("BANANAGRAMS_ALLOW_HOSTS", "127.0.0.1")
-    with serving() as server:
-        yield server
-
-
-def arguments(server: Server, folder: Path) -> list[str]:
+def build_arguments(server: Server, folder: Path) -> list[str]:
+    """Serve six pairs and write their manifest; return arguments of `build` for one shard of them."""
     records = []
     for number in range(6):
         photo = make_photo(number)
@@ -45,15 +38,15 @@ def arguments(server: Server, folder: Path) -> list[str]:
     return ["--manifest", str(write_manifest(folder, records)), "--store", str(folder / "store"), *sets]
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "bananagrams_assets.cli", *words], stdout=subprocess.PIPE,
+        [sys.executable, "-m", "bananagrams_assets.cli", *arguments], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, env=dict(os.environ), start_new_session=True,
     )  # fmt: skip
 
 
-def run(*words: str) -> str:
-    process = start(*words)
+def run(*arguments: str) -> str:
+    process = start(*arguments)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     return out
@@ -61,23 +54,23 @@ def run(*words: str) -> str:
 
 @pytest.mark.slow
 def test_status_lists_retryable_failures_and_a_build_retries_them(server: Server, tmp_path: Path) -> None:
-    chosen = arguments(server, tmp_path)
+    arguments = build_arguments(server, tmp_path)
     good = server.answers["/1.jpg"]
     server.answers.update({"/1.jpg": status(500), "/2.jpg": status(404)})
-    run("build", *chosen)
-    out = run("status", *chosen[2:])
+    run("build", *arguments)
+    out = run("status", *arguments[2:])
     assert "input: HTTP 500" in out
     assert "1 failures can be retried: bananagrams build --retry-failed" in out
     assert "time left: none" in out
     server.answers["/1.jpg"] = good
     server.requests.clear()
-    assert "everything is up to date" in run("build", *chosen)
+    assert "everything is up to date" in run("build", *arguments)
     assert not server.requests
-    run("build", "--retry-failed", *chosen)
+    run("build", "--retry-failed", *arguments)
     assert {path for path in server.requests if path.endswith(".jpg")} == {"/1.jpg"}
     samples = pd.read_parquet(tmp_path / "store/shards/train/train-00000.parquet")
     assert (samples.status == "written").sum() == 5
-    assert "everything is up to date" in run("build", "--retry-failed", *chosen)
+    assert "everything is up to date" in run("build", "--retry-failed", *arguments)
 
 
 @pytest.mark.slow
@@ -86,9 +79,9 @@ def test_a_cancelled_build_ends_all_its_processes(
     server: Server, tmp_path: Path, signum: signal.Signals
 ) -> None:
     long_timeouts = ["--set", "fetch.timeout_s=3600", "--set", "fetch.deadline_s=3600"]
-    chosen = [*arguments(server, tmp_path), *long_timeouts]
+    arguments = [*build_arguments(server, tmp_path), *long_timeouts]
     server.answers["/5.jpg"] = stalled
-    process = start("build", *chosen)
+    process = start("build", *arguments)
     spool = Path(os.environ["DAGSTER_HOME"]) / "spool"
     while not server.requests["/5.jpg"] or sum(map(len, map(images_in, spool.glob("*/")))) < 11:
         time.sleep(0.05)
@@ -97,10 +90,10 @@ def test_a_cancelled_build_ends_all_its_processes(
         os.killpg(process.pid, signum)  # as a terminal does
     else:
         process.send_signal(signum)
-    # The pipe closes when the last process that holds it ends. The image never arrives.
+    # The pipe closes when the last process of the build ends, while the image is still being sent.
     process.communicate(timeout=120)
     assert process.returncode != 0
     server.answers["/5.jpg"] = server.answers["/4.jpg"]
     server.requests.clear()
-    run("build", *chosen)
+    run("build", *arguments)
     assert {path for path, times in server.requests.items() if times} <= {"/5.jpg"}

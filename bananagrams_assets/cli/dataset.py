@@ -11,18 +11,18 @@ from ..config import Profile
 from ..profiles import default_store, home_folder
 from .console import progress, show_dataset, show_results, show_status
 from .model import train_stale
-from .options import profile_options, resolve, workers_option
+from .options import ProfileChoice, profile_options, workers_option
 
 
 @click.command()
 @workers_option("Shards built")
 @profile_options
-def demo(workers: int, profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
+def demo(workers: int, choice: ProfileChoice) -> None:
     """Run the whole graph on the embedded sample: dataset, pages, a trained and registered model.
 
     It needs no network. A second run finds everything up to date.
     """
-    loaded = resolve(profile or "demo", store, settings)
+    loaded = choice.load("demo")
     count = build_stale(loaded.profile, workers)
     click.echo(f"dataset: {count} partitions built" if count else "dataset: everything is up to date")
     if train_stale(loaded.profile, rebuild=False, resume=None):
@@ -41,9 +41,13 @@ def demo(workers: int, profile: str | None, store: str | None, settings: tuple[s
 @click.option("--retry-failed", is_flag=True, help="Fetch images with retryable failures again.")
 @profile_options
 def build(
-    manifests: tuple[str, ...], max_samples: int | None, workers: int, dev: bool, retry_failed: bool,
-    profile: str | None, store: str | None, settings: tuple[str, ...],
-) -> None:  # fmt: skip
+    manifests: tuple[str, ...],
+    max_samples: int | None,
+    workers: int,
+    dev: bool,
+    retry_failed: bool,
+    choice: ProfileChoice,
+) -> None:
     """Build the dataset: images, alignment, masks, shards, split indexes and review pages.
 
     Only missing and stale partitions are built. Records may name local files (`local_input_image`, and
@@ -61,7 +65,7 @@ def build(
         ]
     if max_samples:
         overrides["source.max_samples"] = max_samples
-    loaded = resolve(profile, store, settings, overrides)
+    loaded = choice.load(overrides=overrides)
     count = build_stale(loaded.profile, workers, retry_failed)
     click.echo(f"{count} partitions built" if count else "everything is up to date")
     if dev:
@@ -107,24 +111,22 @@ def extract_all(profile: Profile) -> None:
 
 @click.command()
 @profile_options
-def status(profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
+def status(choice: ProfileChoice) -> None:
     """Show the fetching progress of every shard: done, failed by reason, to retry, bytes, rate, time left."""
-    show_status(resolve(profile, store, settings).profile)
+    show_status(choice.load().profile)
 
 
 @click.command()
 @click.argument("shards", nargs=-1, required=True, metavar="SHARD_OR_FOLDER...", type=click.Path(exists=True))
 @click.option("--output", required=True, type=click.Path(file_okay=False), help="Folder for the pages.")
 @profile_options
-def validate(
-    shards: tuple[str, ...], output: str, profile: str | None, store: str | None, settings: tuple[str, ...]
-) -> None:
+def validate(shards: tuple[str, ...], output: str, choice: ProfileChoice) -> None:
     """Draw the overlays of dataset shards (tar files) or extracted folders, to judge masks by eye.
 
     OUTPUT receives a page for each shard, and OUTPUT/index.html lists them. Labels saved from a page are
     applied by the next build: --set 'shards.reviews=[reviews.json]' leaves out the samples labelled bad.
     """
-    loaded = resolve(profile, store, settings)
+    loaded = choice.load()
     from ..dataset.validate import draw_shard
 
     paths = [Path(name).absolute() for name in shards]
@@ -139,10 +141,7 @@ def validate(
 @click.argument("store_or_folder", required=False)
 @workers_option("Shards read")
 @profile_options
-def verify(
-    store_or_folder: str | None, workers: int,
-    profile: str | None, store: str | None, settings: tuple[str, ...],
-) -> None:  # fmt: skip
+def verify(store_or_folder: str | None, workers: int, choice: ProfileChoice) -> None:
     """Read a whole dataset and report every fault with shard, sample and byte range.
 
     STORE_OR_FOLDER is a store, any folder or s3:// prefix with shards (tar files), or an extracted folder;
@@ -152,7 +151,7 @@ def verify(
     bananagrams verify s3://bucket/prefix
     bananagrams verify /media/usb/dataset
     """
-    loaded = resolve(profile, store, settings)
+    loaded = choice.load()
     from ..dataset.verify import verify as verify_store
     from ..storage.open_store import open_store
 

@@ -30,7 +30,7 @@ GRACE_S = 1.0
 """Time that all workers of a cancelled build together have to exit, in seconds. Finished stages are kept."""
 
 _INSTANCE_SETTINGS = """\
-# Written on first use; yours to change. See https://docs.dagster.io/deployment/oss/dagster-yaml
+# Written on first use. You may change it. See https://docs.dagster.io/deployment/oss/dagster-yaml
 telemetry:
   enabled: false
 nux:

@@ -8,7 +8,7 @@ import click
 
 from .console import confidence_in_words, mask_in_words, show_mask_scores
 from .images import read_image, write_overlay
-from .options import CORES, profile_options, resolve
+from .options import CORES, ProfileChoice, profile_options
 
 
 @click.command()
@@ -19,16 +19,13 @@ from .options import CORES, profile_options, resolve
 @click.option("--overlay", type=click.Path(dir_okay=False),
               help="JPEG file for the mask drawn over the photo.")  # fmt: skip
 @profile_options
-def mask(
-    before: str, after: str, output: str, overlay: str | None,
-    profile: str | None, store: str | None, settings: tuple[str, ...],
-) -> None:  # fmt: skip
+def mask(before: str, after: str, output: str, overlay: str | None, choice: ProfileChoice) -> None:
     """Align AFTER with BEFORE and compute the mask of the edit.
 
     \b
     bananagrams mask before.jpg after.png --output mask.png --overlay overlay.jpg
     """
-    loaded = resolve(profile, store, settings)
+    loaded = choice.load()
     for path in (output, overlay):
         if path and not Path(path).absolute().parent.is_dir():
             raise click.ClickException(f"{path} cannot be written: its folder does not exist")
@@ -70,9 +67,13 @@ def mask(
               help="Folder for manifest and images.")  # fmt: skip
 @profile_options
 def sample(
-    photos: str | None, count: int | None, side: int | None, strengths: tuple[float, ...], output: str,
-    profile: str | None, store: str | None, settings: tuple[str, ...],
-) -> None:  # fmt: skip
+    photos: str | None,
+    count: int | None,
+    side: int | None,
+    strengths: tuple[float, ...],
+    output: str,
+    choice: ProfileChoice,
+) -> None:
     """Make before/after pairs with exact masks from photos, as a manifest that `build` reads.
 
     Photos with COCO panoptic labels (NAME.png beside NAME.jpg, and objects.json) have their objects edited by
@@ -90,7 +91,7 @@ def sample(
         "source.sample.strength": strengths[0] if strengths else None,
     }
     given = {key: value for key, value in overrides.items() if value is not None}
-    loaded = resolve(profile, store, settings, given)
+    loaded = choice.load(overrides=given)
     from ..sample.sample_folder import make_sample
 
     summary = make_sample(
@@ -107,10 +108,7 @@ def sample(
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one for each core.")
 @click.option("--worst", type=click.IntRange(min=0), default=24, show_default=True, help="Pairs on the page.")
 @profile_options
-def evaluate_masks(
-    folder: str, output: str, workers: int | None, worst: int,
-    profile: str | None, store: str | None, settings: tuple[str, ...],
-) -> None:  # fmt: skip
+def evaluate_masks(folder: str, output: str, workers: int | None, worst: int, choice: ProfileChoice) -> None:
     """Score masks on a folder of pairs with true masks.
 
     \b
@@ -122,7 +120,7 @@ def evaluate_masks(
     bananagrams sample --photos holiday --count 200 --strength 1 --strength 2 --output pairs
     bananagrams evaluate-masks pairs --output scores
     """
-    loaded = resolve(profile, store, settings)
+    loaded = choice.load()
     from ..evaluation.cases import read_cases
     from ..evaluation.mask_evaluation import score_folder, summarise_scores
     from ..evaluation.scores_page import write_evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from ..config import Profile, flatten
 from ..profiles import default_store
 from .console import progress, show_model, show_registry
 from .images import read_image, write_overlay
-from .options import model_option, profile_options, resolve
+from .options import ProfileChoice, model_option, profile_options
 
 if TYPE_CHECKING:
     from ..learn.batch_prediction import Row
@@ -26,12 +27,9 @@ if TYPE_CHECKING:
               help="A profile file; the same as --profile.")  # fmt: skip
 @click.option("--rebuild", is_flag=True, help="Train even if nothing changed since the last training.")
 @profile_options
-def train(
-    resume: str | None, config_file: str | None, rebuild: bool,
-    profile: str | None, store: str | None, settings: tuple[str, ...],
-) -> None:  # fmt: skip
+def train(resume: str | None, config_file: str | None, rebuild: bool, choice: ProfileChoice) -> None:
     """Train the mask model on the built dataset, register it, and make it champion if it is better."""
-    loaded = resolve(config_file or profile, store, settings)
+    loaded = replace(choice, profile=config_file or choice.profile).load()
     if not train_stale(loaded.profile, rebuild, resume):
         click.echo("everything is up to date; --rebuild trains again")
     show_model(loaded.profile)
@@ -55,12 +53,12 @@ def train_stale(profile: Profile, rebuild: bool, resume: str | None) -> bool:
 @click.command()
 @click.option("--back", is_flag=True, help="Make the previous champion champion again.")
 @profile_options
-def champion(back: bool, profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
+def champion(back: bool, choice: ProfileChoice) -> None:
     """Show which version is champion and why, or return to the previous one.
 
     A withdrawn version becomes `previous`, so a second --back undoes the first. No comparison promotes it.
     """
-    loaded = resolve(profile, store, settings)
+    loaded = choice.load()
     if back:
         from . import local
 
@@ -73,12 +71,9 @@ def champion(back: bool, profile: str | None, store: str | None, settings: tuple
 @model_option
 @click.option("--output", type=click.Path(dir_okay=False), help="Write all metrics to this JSON file.")
 @profile_options
-def evaluate(
-    split: str, model: str, output: str | None,
-    profile: str | None, store: str | None, settings: tuple[str, ...],
-) -> None:  # fmt: skip
+def evaluate(split: str, model: str, output: str | None, choice: ProfileChoice) -> None:
     """Score a model on a split, beside the trivial baselines."""
-    loaded = resolve(profile, store, settings)
+    loaded = choice.load()
     from ..learn.evaluate import evaluate as score
     from ..learn.predict import load_model
     from ..storage.open_store import open_store
@@ -105,7 +100,7 @@ def evaluate(
 @profile_options
 def predict(
     sources: tuple[str, ...], output: str, overlay: str | None, soft: bool, threshold: float | None,
-    batch_size: int, model: str, profile: str | None, store: str | None, settings: tuple[str, ...],
+    batch_size: int, model: str, choice: ProfileChoice,
 ) -> None:  # fmt: skip
     """Predict which region of a photo an instruction will change.
 
@@ -121,7 +116,7 @@ def predict(
     bananagrams predict wishes.csv --output masks --soft
     bananagrams predict .bananagrams/store/shards/test/test-00000.tar --output masks
     """
-    loaded = resolve(profile, store, settings)
+    loaded = choice.load()
     paths, instruction = split_arguments(sources)
     if instruction and len(paths) == 1 and paths[0].is_file() and Path(output).suffix.lower() == ".png":
         predict_one(paths[0], instruction, output, overlay, soft, threshold, model, loaded.profile)
@@ -152,8 +147,7 @@ def predict_one(
 ) -> None:  # fmt: skip
     """Predict one photo and write exactly the named files."""
     image = read_image(str(photo), profile)
-    from ..learn.predict import load_model
-    from ..learn.predictor import encode_soft, predict_masks
+    from ..learn.predict import encode_soft, load_model, predict_masks
     from ..vision.images import encode_png_mask
 
     predictor = load_model(model, profile)

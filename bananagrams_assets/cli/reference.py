@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from ..config import Profile, Section
 from ..graph import STAGES
+from ..stages.stage import Stage
 
 DOCS = Path(__file__).parents[2] / "docs"
 UNITS = {
@@ -54,7 +54,7 @@ def stage_table() -> str:
             {"none": "-", "shard": "shard", "split": "split"}[stage.partitioning],
             ", ".join(f"`{upstream.name}`" for upstream in stage.inputs) or "-",
             ", ".join(f"`{path}`" for path in stage.settings),
-            ", ".join(f"`{_placeholder(name)}`" for name in outputs) or "registry",
+            ", ".join(f"`{_placeholder(name, stage)}`" for name in outputs) or "registry",
         )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
@@ -67,8 +67,9 @@ def with_stage_table(text: str) -> str:
     return f"{before}{START}\n{stage_table()}{END}{after}"
 
 
-def _placeholder(name: str) -> str:
-    name = re.sub(r"\{(\w+)\}", r"<\1>", name)
+def _placeholder(name: str, stage: Stage) -> str:
+    partition = "<split>" if stage.partitioning == "split" else "<shard>"
+    name = name.format(partition=partition, split="<split>")
     return name + "*" if name.endswith((".", "/")) else name
 
 

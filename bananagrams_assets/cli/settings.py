@@ -9,7 +9,7 @@ import click
 from ..config import flatten
 from ..profiles import default_store
 from .console import source_of
-from .options import profile_options, resolve
+from .options import ProfileChoice, profile_options
 
 
 @click.group()
@@ -19,9 +19,9 @@ def config() -> None:
 
 @config.command("show")
 @profile_options
-def config_show(profile: str | None, store: str | None, settings: tuple[str, ...]) -> None:
+def config_show(choice: ProfileChoice) -> None:
     """Print every effective setting and the source of its value."""
-    loaded = resolve(profile, store, settings)
+    loaded = choice.load()
     click.echo(f"# profile {loaded.name}; store {default_store(loaded.profile)}")
     rows = [
         (f"{path}: {json.dumps(value)}", source_of(path, loaded))

@@ -17,7 +17,7 @@ from ..stages.statistics import median
 from ..storage import paths
 from ..storage.local import LocalStore
 from ..storage.sample_tar import Sample, SampleError, join_by_key, read_folder, read_samples
-from ..vision.geometry import frame_corners
+from ..vision.geometry import frame_corners, image_size
 from ..vision.images import ImageError, decode, decode_mask
 from ..vision.page import REJECTED, PageRow, render_contents
 
@@ -33,10 +33,8 @@ def draw_shard(path: Path, output: Path, profile: Profile) -> Path:
     with its reason. `<output>/index.html` lists all shards drawn there. Raises SampleError if `path` is not a
     shard, StoreError, OSError.
     """
-    rows: dict[str, PageRow] = {}
     with _samples(path) as samples:
-        for sample in samples:
-            rows[sample.key] = _row_of(sample)
+        rows = {sample.key: _row_of(sample) for sample in samples}
     ordered = sorted(rows, key=lambda key: (rows[key].confidence, key))
     wanted = ordered[: profile.overlays.max_samples]
     page = OverlayPage(LocalStore(output), f"{path.stem}/", profile.overlays, wanted)
@@ -68,8 +66,8 @@ def _samples(path: Path) -> Iterator[Iterator[Sample]]:
             if pairs is None or not pairs.is_file():
                 yield read_samples(file)
                 return
-            with pairs.open("rb") as beside:
-                yield _with_edited(read_samples(file), read_samples(beside))
+            with pairs.open("rb") as pairs_file:
+                yield _with_edited(read_samples(file), read_samples(pairs_file))
     except SampleError as error:
         raise SampleError(f"{path}: {error}") from error
 
@@ -112,12 +110,9 @@ def _view_of(sample: Sample, profile: Profile) -> SampleView:
     if photo is None or mask_png is None:
         raise ImageError(f"no {'input.jpg' if photo is None else 'mask.png'} in this sample")
     image, mask = decode(photo, _MAX_PIXELS), decode_mask(mask_png)
-    if mask.shape != image.shape[:2]:
-        raise ImageError(
-            f"the mask is {mask.shape[1]} x {mask.shape[0]}, the photograph {image.shape[1]} x "
-            f"{image.shape[0]}"
-        )
-    size = image.shape[1], image.shape[0]
+    size, (width, height) = image_size(image), image_size(mask)
+    if (width, height) != size:
+        raise ImageError(f"the mask is {width} x {height}, the photo {size[0]} x {size[1]}")
     after, homography, overlap, scope = None, np.eye(3), frame_corners(size), ""
     if edited is not None:
         try:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from ..progress import Log
 from ..storage import paths
@@ -26,6 +26,7 @@ from .shard_checks import first_line, sample_faults
 SPLITS = ("train", "dev", "test")
 _BLOCK = 512
 _READ = 2**20
+_Records: TypeAlias = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def verify(store: Store, workers: int, log: Log) -> VerifyReport:
     if not names and isinstance(store, LocalStore) and any(store.folder.glob("*.meta.json")):
         return _combined([_verify_extracted(store)])
     faults: list[Fault] = []
-    indexes, receipts = _index_entries(store, faults), _receipt_files(store, faults)
+    indexes, receipts = _recorded_files(store, faults)
     if not (names or indexes or receipts):
         raise StoreError(f"{store.url}: no dataset found: no tar, no index, no samples")
     other_files = {name: info for name, info in {**indexes, **receipts}.items() if name not in set(names)}
@@ -268,29 +269,25 @@ def _table_rows(store: Store, name: str, shard: _ShardReport) -> dict[str, dict[
         return None
 
 
-def _index_entries(store: Store, faults: list[Fault]) -> dict[str, dict[str, Any]]:
-    """Return the entry (`bytes`, `sha256`, `samples`) of each shard in the splits' indexes, by tar name."""
-    entries: dict[str, dict[str, Any]] = {}
-    for name in store.list("index/"):
-        if name.removeprefix("index/").removesuffix(".json") not in SPLITS or not name.endswith(".json"):
-            continue
+def _recorded_files(store: Store, faults: list[Fault]) -> tuple[_Records, _Records]:
+    """Return the shards in the splits' indexes and the files in the receipts, by name.
+
+    Each has `bytes` and `sha256`, a shard also `samples`.
+    """
+    indexed: _Records = {}
+    received: _Records = {}
+    indexes = {paths.index_json(split) for split in SPLITS}
+    receipts = [name for name in store.list("receipts/") if name.endswith(".json")]
+    for name in [*(name for name in store.list("index/") if name in indexes), *receipts]:
         try:
-            entries.update({shard["name"]: shard for shard in json.loads(store.read(name))["shards"]})
+            content = json.loads(store.read(name))
+            if name in indexes:
+                indexed.update({shard["name"]: shard for shard in content["shards"]})
+            else:
+                received.update(content["files"])
         except (ValueError, KeyError, TypeError, StoreError) as error:
             faults.append(Fault(store.describe(name), f"cannot be read: {first_line(error)}"))
-    return entries
-
-
-def _receipt_files(store: Store, faults: list[Fault]) -> dict[str, dict[str, Any]]:
-    """Return `bytes` and `sha256` of every file in the receipts, by name."""
-    files: dict[str, dict[str, Any]] = {}
-    for name in store.list("receipts/"):
-        if name.endswith(".json"):
-            try:
-                files.update(json.loads(store.read(name))["files"])
-            except (ValueError, KeyError, TypeError, StoreError) as error:
-                faults.append(Fault(store.describe(name), f"cannot be read: {first_line(error)}"))
-    return files
+    return indexed, received
 
 
 def _compare_digests(

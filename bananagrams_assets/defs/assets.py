@@ -39,20 +39,16 @@ class PairsConfig(BuildConfig):
     """Fetch images with a retryable failure again: status 429 or 5xx, timeouts, truncated bodies."""
 
 
-class TrainConfig(dg.Config):
+class TrainConfig(BuildConfig):
     """Run configuration of `mask_model`."""
 
-    rebuild: bool = False
-    """Train again even if dataset, settings and code are those of the last training."""
     resume: str | None = None
     """Checkpoint to start from: its name in the store, or a path."""
 
 
-class ChampionConfig(dg.Config):
+class ChampionConfig(BuildConfig):
     """Run configuration of `champion`."""
 
-    rebuild: bool = False
-    """Compare again even if nothing changed since the last comparison."""
     back: bool = False
     """Make the previous champion champion again instead of comparing."""
 
@@ -145,7 +141,7 @@ def _mask_model(profile: Profile) -> dg.AssetsDefinition:
             dagster_run_id=context.run.run_id,
             root_run_id=context.run.root_run_id or context.run.run_id,
             resume=config.resume,
-            afresh=config.rebuild,
+            from_scratch=config.rebuild,
         )
         rebuild = config.rebuild or bool(config.resume)
         try:

@@ -1,4 +1,4 @@
-"""Asset checks: conditions that must hold before other assets may use an asset."""
+"""Asset checks. A failed blocking check keeps downstream assets from being built."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -48,16 +48,17 @@ def build_checks(profile: Profile) -> list[dg.AssetChecksDefinition]:
 
 
 def _asset_check(check: _Check, profile: Profile) -> dg.AssetChecksDefinition:
+    partitions_def = partitions_of(check.stage, profile) if check.partitioned else None
+
     @dg.asset_check(
         asset=check.stage.name,
         name=check.function.__name__,
         description=check.function.__doc__,
         blocking=check.blocking,
-        partitions_def=partitions_of(check.stage, profile) if check.partitioned else None,
+        partitions_def=partitions_def,
     )
     def run(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        is_partitioned = check.partitioned and check.stage.partitioning != "none"
-        partitions = context.partition_keys if is_partitioned else [UNPARTITIONED]
+        partitions = context.partition_keys if partitions_def else [UNPARTITIONED]
         return check.function(_Target(store.open(), profile, partitions, context.log.info))
 
     return run

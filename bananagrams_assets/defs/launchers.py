@@ -1,6 +1,9 @@
 """Launch a training on this machine, as an Amazon ECS task or as a Ray job."""
 
+import os
 import shlex
+import shutil
+import subprocess
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +13,6 @@ import dagster as dg
 from ..config import EcsSettings, LauncherSettings, Profile
 from ..learn import launch
 from ..learn.launch import LaunchError
-from .resources import visible_gpus
 
 TERMINATION_S = 120.0
 """Time for a training to write its checkpoint after its Dagster run was terminated, in seconds."""
@@ -52,6 +54,18 @@ def check_remote_access(store_url: str, tracking_uri: str) -> None:
             f"launcher.kind ecs: the task cannot access {tracking_uri}, a file of this machine; set "
             "MLFLOW_TRACKING_URI to a tracking server"
         )
+
+
+def visible_gpus() -> int:
+    """Return the number of GPUs that a training process on this machine sees; 0 without NVIDIA's driver."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([device for device in chosen.split(",") if device.strip() not in ("", "-1")])
+    if not (program := shutil.which("nvidia-smi")):
+        return 0
+    listing = subprocess.run(
+        [program, "--list-gpus"], capture_output=True, text=True, check=False, timeout=30
+    )
+    return listing.stdout.count("GPU ") if listing.returncode == 0 else 0
 
 
 def _subprocess(
@@ -110,7 +124,7 @@ def _ray(context: dg.AssetExecutionContext, settings: LauncherSettings, devices:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise LaunchError(
-            f"launcher.kind ray needs additional packages ({error}): pip install 'bananagrams[ray]'"
+            f"launcher.kind ray needs additional packages ({error}): pip install -e '.[ray]' in the checkout"
         ) from None
     ray = settings.ray
     try:

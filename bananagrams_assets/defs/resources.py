@@ -1,8 +1,6 @@
 """Resources of the assets: the store and MLflow."""
 
 import os
-import shutil
-import subprocess
 
 import dagster as dg
 
@@ -29,18 +27,6 @@ class MlflowResource(dg.ConfigurableResource):
     """The MLflow tracking server and registry."""
 
     tracking_uri: str
-
-
-def visible_gpus() -> int:
-    """Return the number of GPUs that a training process on this machine sees; 0 without NVIDIA's driver."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([device for device in chosen.split(",") if device.strip() not in ("", "-1")])
-    if not (program := shutil.which("nvidia-smi")):
-        return 0
-    listing = subprocess.run(
-        [program, "--list-gpus"], capture_output=True, text=True, check=False, timeout=30
-    )
-    return listing.stdout.count("GPU ") if listing.returncode == 0 else 0
 
 
 def build_resources(store_url: str, tracking_uri: str) -> dict[str, object]:

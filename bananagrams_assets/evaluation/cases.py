@@ -8,6 +8,7 @@ one name for each pair: `NAME.before.jpg`, `NAME.after.png` (any format that a b
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def _named_cases(folder: Path) -> Iterator[Case]:
     """Yield the pairs whose files share a name."""
     for before in sorted(folder.rglob("*.before.*")):
         name = before.name.rsplit(".before.", 1)[0]
-        after = sorted(before.parent.glob(f"{_escape_glob(name)}.after.*"))
+        after = sorted(before.parent.glob(f"{glob.escape(name)}.after.*"))
         if not after:
             raise EvaluationError(f"{before} has no {name}.after.* beside it")
         metadata_file = before.parent / f"{name}.json"
@@ -82,10 +83,6 @@ def _named_cases(folder: Path) -> Iterator[Case]:
             metadata = _parse_object(metadata_file.read_text(encoding="utf-8"), str(metadata_file))
         key = (before.parent / name).relative_to(folder).as_posix()
         yield _case(metadata_file, key, (before, after[0], before.parent / f"{name}.truth.png"), metadata)
-
-
-def _escape_glob(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _case(source: Path, name: str, paths: tuple[Path, Path, Path], metadata: Mapping[str, Any]) -> Case:

@@ -6,18 +6,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 
-import numpy as np
-
 from ..config import Profile, SampleSettings, digest_of
 from ..progress import Log
-from ..records.edit_types import edit_type
 from ..sample.pairs import SAMPLE_VERSION, Scenes, make_photo_pair
 from ..sample.photos import packaged_photos
 from ..storage import paths
 from ..storage.store import MissingObject, Store
-from ..vision.align import align
-from ..vision.geometry import image_size, overlap_polygon, polygon_mask
-from ..vision.mask import edit_mask
+from .mask_evaluation import measure_pair
 from .mask_scores import score_mask
 
 FAMILIES = (
@@ -39,15 +34,9 @@ def mask_ious(profile: Profile) -> dict[str, list[float]]:
     ious: dict[str, list[float]] = defaultdict(list)
     for number in range(PAIRS):
         pair = make_photo_pair(number, scenes, settings, STRENGTHS, FAMILIES)
-        before, after, truth = pair.edit.before, pair.edited, pair.edit.mask
-        size = image_size(before)
-        valid = polygon_mask(overlap_polygon(pair.homography, image_size(after), size), size)
-        alignment = align(before, after, profile.align)
-        mask = np.zeros_like(truth)
-        if alignment.accepted:
-            scope = edit_type(pair.edit.edit_type).scope
-            mask = edit_mask(before, after, alignment.homography, alignment.overlap, profile.mask, scope).mask
-        ious[pair.edit.family].append(score_mask(mask, truth, valid).iou)
+        edit = pair.edit
+        measured = measure_pair(edit.before, pair.edited, edit.mask, pair.homography, edit.edit_type, profile)
+        ious[edit.family].append(score_mask(measured.predicted, measured.truth, measured.valid).iou)
     return dict(sorted(ious.items()))
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..config import AlignSettings, MaskSettings, Profile
+from ..config import Profile
 from ..progress import Log
 from ..records.edit_types import edit_type
 from ..vision.align import Alignment, align
@@ -43,18 +43,18 @@ class PairScore:
     name: str
     family: str
     strength: float | None
-    truth: str
-    verdict: str
-    aligned: bool
-    reason: str
-    iou: float
-    precision: float
-    recall: float
-    boundary_f: float
-    false_area: float
-    corner_px: float | None
-    align_confidence: float
-    mask_confidence: float
+    truth: str = ""
+    verdict: str = ""
+    aligned: bool = False
+    reason: str = ""
+    iou: float = 0.0
+    precision: float = 0.0
+    recall: float = 0.0
+    boundary_f: float = 0.0
+    false_area: float = 0.0
+    corner_px: float | None = None
+    align_confidence: float = 0.0
+    mask_confidence: float = 0.0
     problem: str = ""
 
 
@@ -69,47 +69,51 @@ class MeasuredPair:
     alignment: Alignment
     mask: EditMask | None
 
+    @property
+    def predicted(self) -> Mask:
+        """The mask's pixels, none if the pair cannot be aligned."""
+        return np.zeros_like(self.truth) if self.mask is None else self.mask.mask
 
-def measure_case(
-    case: Case, align_settings: AlignSettings, mask_settings: MaskSettings, max_pixels: int
-) -> MeasuredPair:
+
+def measure_case(case: Case, profile: Profile) -> MeasuredPair:
     """Align and mask a pair. Raises ImageError if an image cannot be decoded or the sizes disagree."""
-    before, after = (decode(path.read_bytes(), max_pixels) for path in (case.before, case.after))
+    before, after = (
+        decode(path.read_bytes(), profile.fetch.max_pixels) for path in (case.before, case.after)
+    )
     truth = decode_mask(case.truth.read_bytes())
-    size = image_size(before)
-    if image_size(truth) != size:
-        width, height = image_size(truth)
+    (true_width, true_height), (width, height) = image_size(truth), image_size(before)
+    if (true_width, true_height) != (width, height):
         raise ImageError(
-            f"the true mask has {width} x {height} px, the before image {size[0]} x {size[1]} px"
+            f"the true mask has {true_width} x {true_height} px, the before image {width} x {height} px"
         )
-    valid = np.ones(truth.shape, bool)
-    if case.homography is not None:
-        valid = polygon_mask(overlap_polygon(_matrix(case.homography), image_size(after), size), size)
-    alignment = align(before, after, align_settings)
+    return measure_pair(before, after, truth, _matrix(case.homography), case.edit_type, profile)
+
+
+def measure_pair(
+    before: RGB, after: RGB, truth: Mask, homography: Floats | None, edit_type_name: str, profile: Profile
+) -> MeasuredPair:
+    """Align and mask a decoded pair. `homography`: the true one, edited px → before px, None if unknown."""
+    size, valid = image_size(before), np.ones(truth.shape, bool)
+    if homography is not None:
+        valid = polygon_mask(overlap_polygon(homography, image_size(after), size), size)
+    alignment = align(before, after, profile.align)
     mask = None
     if alignment.accepted:
-        scope = edit_type(case.edit_type).scope
-        mask = edit_mask(before, after, alignment.homography, alignment.overlap, mask_settings, scope)
+        scope = edit_type(edit_type_name).scope
+        mask = edit_mask(before, after, alignment.homography, alignment.overlap, profile.mask, scope)
     return MeasuredPair(before, after, truth, valid, alignment, mask)
 
 
-def score_case(
-    case: Case, align_settings: AlignSettings, mask_settings: MaskSettings, max_pixels: int
-) -> PairScore:
+def score_case(case: Case, profile: Profile) -> PairScore:
     """Score a pair. A pair that cannot be read gets a row with its `problem`."""
     try:
-        pair = measure_case(case, align_settings, mask_settings, max_pixels)
+        pair = measure_case(case, profile)
     except ImageError as error:
-        return PairScore(
-            case.name, case.family, case.strength, "", "", False, "", 0.0, 0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0,
-            str(error),
-        )  # fmt: skip
-    mask = np.zeros_like(pair.truth) if pair.mask is None else pair.mask.mask
-    scores = score_mask(mask, pair.truth, pair.valid)
-    corner_px = None
-    if case.homography is not None:
+        return PairScore(case.name, case.family, case.strength, problem=str(error))
+    homography, corner_px = _matrix(case.homography), None
+    if homography is not None:
         corners = frame_corners(image_size(pair.after))
-        errors = project(pair.alignment.homography, corners) - project(_matrix(case.homography), corners)
+        errors = project(pair.alignment.homography, corners) - project(homography, corners)
         corner_px = round(float(np.linalg.norm(errors, axis=1).max()), 4)
     return PairScore(
         name=case.name,
@@ -119,11 +123,7 @@ def score_case(
         verdict="not aligned" if pair.mask is None else pair.mask.verdict,
         aligned=pair.mask is not None,
         reason=pair.alignment.reason,
-        iou=scores.iou,
-        precision=scores.precision,
-        recall=scores.recall,
-        boundary_f=scores.boundary_f,
-        false_area=scores.false_area,
+        **asdict(score_mask(pair.predicted, pair.truth, pair.valid)),
         corner_px=corner_px,
         align_confidence=pair.alignment.confidence,
         mask_confidence=0.0 if pair.mask is None else pair.mask.confidence,
@@ -136,18 +136,13 @@ def _true_verdict(case: Case, truth: Mask) -> str:
     return "local" if truth.any() else "nothing"
 
 
-def _matrix(numbers: Sequence[float]) -> Floats:
-    return np.array(numbers, np.float64).reshape(3, 3)
+def _matrix(numbers: Sequence[float] | None) -> Floats | None:
+    return None if numbers is None else np.array(numbers, np.float64).reshape(3, 3)
 
 
 def score_folder(cases: Sequence[Case], profile: Profile, workers: int, log: Log) -> list[PairScore]:
     """Score every pair, in order. The scores do not depend on `workers`."""
-    score = partial(
-        score_case,
-        align_settings=profile.align,
-        mask_settings=profile.mask,
-        max_pixels=profile.fetch.max_pixels,
-    )
+    score = partial(score_case, profile=profile)
     if workers <= 1:
         return list(_logged(map(score, cases), len(cases), log))
     # A spawned process inherits no locks from this process's threads.
@@ -185,9 +180,7 @@ def summarise_scores(scores: Sequence[PairScore]) -> dict[str, Any]:
         "not_read": {score.name: score.problem for score in scores if score.problem},
         "not_aligned": sum(not score.aligned for score in read),
         "local": _means(local),
-        "by_strength": _grouped(
-            local, lambda score: "not given" if score.strength is None else f"{score.strength:g}"
-        ),
+        "by_strength": _grouped(local, lambda score: strength_name(score.strength)),
         "by_family": _grouped(local, lambda score: score.family or "not given"),
         "verdicts": {
             truth: dict(sorted(Counter(score.verdict for score in read if score.truth == truth).items()))
@@ -220,11 +213,14 @@ def summarise_scores(scores: Sequence[PairScore]) -> dict[str, Any]:
     }
 
 
+def strength_name(strength: float | None) -> str:
+    return "not given" if strength is None else f"{strength:g}"
+
+
 def _means(scores: Sequence[PairScore]) -> dict[str, Any]:
     names = ("iou", "precision", "recall", "boundary_f")
-    return {"pairs": len(scores)} | {
-        name: _mean([getattr(score, name) for score in scores]) for name in names
-    }
+    means = {name: _mean([getattr(score, name) for score in scores]) for name in names}
+    return {"pairs": len(scores), **means}
 
 
 def _grouped(scores: Sequence[PairScore], group_of: Callable[[PairScore], str]) -> dict[str, dict[str, Any]]:

@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.vision.images import Mask
+from ..vision.images import Mask
 
 BOUNDARY_TOLERANCE_PX = 2
 """Largest distance between matching outline pixels in boundary F."""
+BINS = 10
+"""Bins of confidence in `reliability`."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def score_mask(mask: Mask, truth: Mask, valid: Mask) -> MaskScores:
     )
 
 
-def boundary_f_px(mask: Mask, truth: Mask, valid: Mask, tolerance_px: int = BOUNDARY_TOLERANCE_PX) -> float:
-    """Return the F-measure of outline pixels with a tolerance in px (Perazzi et al., CVPR 2016).
+def boundary_f_px(mask: Mask, truth: Mask, valid: Mask) -> float:
+    """Return the F-measure of outline pixels within BOUNDARY_TOLERANCE_PX (Perazzi et al., CVPR 2016).
 
     A mask has no outline where it meets invalid pixels or the image's frame. Two masks without an outline
     score 1, one with and one without score 0.
@@ -52,15 +54,15 @@ def boundary_f_px(mask: Mask, truth: Mask, valid: Mask, tolerance_px: int = BOUN
     outline, true_outline = _outline(mask, valid), _outline(truth, valid)
     if not outline.any() or not true_outline.any():
         return float(outline.any() == true_outline.any())
-    precision = _share_within(outline, true_outline, tolerance_px)
-    recall = _share_within(true_outline, outline, tolerance_px)
+    precision = _share_within(outline, true_outline)
+    recall = _share_within(true_outline, outline)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _share_within(outline: Mask, other: Mask, tolerance_px: int) -> float:
-    """Return the share of an outline's pixels within `tolerance_px` of the other outline."""
+def _share_within(outline: Mask, other: Mask) -> float:
+    """Return the share of an outline's pixels within BOUNDARY_TOLERANCE_PX of the other outline."""
     distance = cv2.distanceTransform((~other).astype(np.uint8), cv2.DIST_L2, 5)
-    return float((distance <= tolerance_px)[outline].mean())
+    return float((distance <= BOUNDARY_TOLERANCE_PX)[outline].mean())
 
 
 def _outline(mask: Mask, valid: Mask) -> Mask:
@@ -85,27 +87,27 @@ def auroc(confidence: Sequence[float], good: Sequence[bool]) -> float | None:
     return float((below + below_or_equal).sum() / (2 * len(positive) * len(negative)))
 
 
-def reliability(confidence: Sequence[float], good: Sequence[bool], bins: int = 10) -> list[dict[str, float]]:
+def reliability(confidence: Sequence[float], good: Sequence[bool]) -> list[dict[str, float]]:
     """Return the nonempty bins of confidence: `from`, `to`, `count`, mean `confidence` and share `good`."""
     values: NDArray[np.float64] = np.asarray(confidence, np.float64)
     is_good = np.asarray(good, bool)
-    index = np.clip((values * bins).astype(int), 0, bins - 1)
+    index = np.clip((values * BINS).astype(int), 0, BINS - 1)
     return [
         {
-            "from": number / bins,
-            "to": (number + 1) / bins,
+            "from": number / BINS,
+            "to": (number + 1) / BINS,
             "count": int((index == number).sum()),
             "confidence": float(values[index == number].mean()),
             "good": float(is_good[index == number].mean()),
         }
-        for number in range(bins)
+        for number in range(BINS)
         if (index == number).any()
     ]
 
 
-def calibration_error(confidence: Sequence[float], good: Sequence[bool], bins: int = 10) -> float | None:
+def calibration_error(confidence: Sequence[float], good: Sequence[bool]) -> float | None:
     """Return the expected calibration error (Guo et al., ICML 2017): mean |confidence - share good|."""
-    rows = reliability(confidence, good, bins)
+    rows = reliability(confidence, good)
     if not rows:
         return None
     total = sum(row["count"] for row in rows)

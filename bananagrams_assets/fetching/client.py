@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import math
 import random
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -70,14 +71,14 @@ class FetchResult:
 
 @dataclass
 class _Attempt:
-    """State of one attempt, readable after it was aborted."""
+    """State of one attempt, readable after it was aborted. `body_slot` releases the slot of the body."""
 
+    body_slot: contextlib.ExitStack
     http_status: int = 0
     size: int = 0
     chunks: list[bytes] = field(default_factory=list)
     delimited: bool = True
     """Whether the response specified where the body ends."""
-    has_body_slot: bool = False
 
 
 @dataclass
@@ -125,34 +126,22 @@ class Fetcher:
         without a declared length, as only its content shows whether it was truncated. Raises FetchError
         for faults of this machine.
         """
-        async with contextlib.AsyncExitStack() as body_slot:
-            yield await self._fetch(url, is_complete, body_slot)
-
-    async def _fetch(
-        self, url: str, is_complete: IsComplete, body_slot: contextlib.AsyncExitStack
-    ) -> FetchResult:
-        start, deadline, attempts = time.monotonic(), _Deadline(self._settings.deadline_s), 0
-        while True:
-            attempts += 1
-            attempt = _Attempt()
-            failure = await self._attempt(url, attempt, deadline, is_complete)
-            if attempt.has_body_slot and failure is None:
-                body_slot.callback(self.body_slots.release)
-            elif attempt.has_body_slot:
-                self.body_slots.release()
-            if failure is None:
-                outcome = _FetchFailure("", "ok")
-                break
-            outcome = failure
-            wait = self._wait_s(failure, attempts)
-            if wait is None or wait >= deadline.remaining_s():
-                break
-            await asyncio.sleep(wait)
-        seconds = time.monotonic() - start
-        return FetchResult(
-            outcome.status, outcome.reason, attempt.chunks if outcome.status == "ok" else (),
-            attempt.http_status, attempts, attempt.size, seconds, outcome.retryable,
-        )  # fmt: skip
+        start, deadline = time.monotonic(), _Deadline(self._settings.deadline_s)
+        with contextlib.ExitStack() as body_slot:
+            for attempts in itertools.count(1):
+                attempt = _Attempt(body_slot)
+                failure = await self._attempt(url, attempt, deadline, is_complete)
+                if failure is None:
+                    result = FetchResult("ok", chunks=attempt.chunks)
+                    break
+                body_slot.close()
+                result = FetchResult(failure.status, failure.reason, retryable=failure.retryable)
+                wait = self._wait_s(failure, attempts)
+                if wait is None or wait >= deadline.remaining_s():
+                    break
+                await asyncio.sleep(wait)
+            result = replace(result, http_status=attempt.http_status, attempts=attempts, bytes=attempt.size)
+            yield replace(result, seconds=time.monotonic() - start)
 
     def _wait_s(self, failure: _FetchFailure, attempts: int) -> float | None:
         """Return the delay before the next attempt in seconds, or None for no further attempt.
@@ -257,15 +246,17 @@ class Fetcher:
             if directive := opt_out(robots, headers.get("TDM-Reservation")):
                 raise _FetchFailure(f"opted out: {directive} (fetch.honour_opt_out)", "refused")
         if (response.content_length or 0) > max_bytes:
-            raise _too_large(f"{response.content_length:,} bytes announced", max_bytes)
+            reason = too_large(f"{response.content_length:,} bytes announced", max_bytes)
+            raise _FetchFailure(reason, "refused")
         await self.body_slots.acquire()
-        attempt.has_body_slot = True
+        attempt.body_slot.callback(self.body_slots.release)
         attempt.delimited = response.content_length is not None or "Transfer-Encoding" in headers
         async for chunk in response.content.iter_any():
             attempt.chunks.append(chunk)
             attempt.size += len(chunk)
             if attempt.size > max_bytes:
-                raise _too_large(f"over {max_bytes:,} bytes received", max_bytes)
+                reason = too_large(f"over {max_bytes:,} bytes received", max_bytes)
+                raise _FetchFailure(reason, "refused")
 
 
 @asynccontextmanager
@@ -321,9 +312,8 @@ def retry_after_s(value: str | None) -> float | None:
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
-def _too_large(detail: str, max_bytes: int) -> _FetchFailure:
-    reason = f"file too large: {detail}, the limit is {max_bytes:,} (fetch.max_bytes)"
-    return _FetchFailure(reason, "refused")
+def too_large(detail: str, max_bytes: int) -> str:
+    return f"file too large: {detail}, the limit is {max_bytes:,} (fetch.max_bytes)"
 
 
 def _truncated(attempt: _Attempt) -> _FetchFailure:

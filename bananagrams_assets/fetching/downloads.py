@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..config import FetchSettings
+from ..storage.digests import Data
 from ..vision.images import ImageError, decode, encode_jpeg, fit
-from .client import Fetcher, FetchResult, Status
-from .image_integrity import Data, check_complete, may_be_truncated, probe_header
+from .client import Fetcher, FetchResult, Status, too_large
+from .image_integrity import check_complete, may_be_truncated, probe_header
 from .spool import Member, Spool
 
 PAIR_PARTS = ("input", "edited")
@@ -32,7 +33,6 @@ _SPILL_AFTER_S = 0.3
 _RESULT_FIELDS = [field.name for field in fields(FetchResult) if field.name != "chunks"]
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
 _UNREADABLE_ERRNO = frozenset({errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
-
 
 StartTask: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -69,12 +69,9 @@ def candidate_urls(record: Mapping[str, Any], part: str) -> list[str]:
     """Return the URLs to try for one image of a record, best first: http(s) or `local:<path>`."""
     if part == "input" and record.get("input_candidates"):
         return list(record["input_candidates"])
-    local, url = (
-        (record["local_input"], record["input_url"])
-        if part == "input"
-        else (record["local_output"], record["output_url"])
-    )
-    return [f"{_LOCAL_PREFIX}{local}" if local else url]
+    name = "input" if part == "input" else "output"
+    local = record[f"local_{name}"]
+    return [f"{_LOCAL_PREFIX}{local}" if local else record[f"{name}_url"]]
 
 
 def local_path(url: str) -> Path | None:
@@ -102,7 +99,6 @@ class ImageBody:
     """
 
     data: Data
-    buffer: mmap.mmap | None
     written: asyncio.Future[None]
     claimed: bool = False
 
@@ -217,7 +213,7 @@ class ImageDownloads:
             image, data, _ = await work
             self._spill(image, data)
             raise
-        body = ImageBody(data, buffer, asyncio.get_running_loop().create_future())
+        body = ImageBody(data, asyncio.get_running_loop().create_future())
         if image.result.status == "ok":
             try:
                 if self._uses[url] > 1:
@@ -306,12 +302,10 @@ def _extension(image_format: str) -> str:
 
 
 def _read_local(path: Path, settings: FetchSettings) -> FetchResult:
-    max_bytes = settings.max_bytes
     try:
         size = path.stat().st_size
-        if size > max_bytes:
-            reason = f"file too large: {size:,} bytes, the limit is {max_bytes:,} (fetch.max_bytes)"
-            return FetchResult("refused", reason, bytes=size)
+        if size > settings.max_bytes:
+            return FetchResult("refused", too_large(f"{size:,} bytes", settings.max_bytes), bytes=size)
         data = path.read_bytes()
     except OSError as error:
         if error.errno not in _UNREADABLE_ERRNO:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import FetchSettings
 from ..storage import paths
+from ..storage.digests import file_digest
 from ..storage.sample_tar import Sample, SampleCursor, SampleError, read_samples
 from ..storage.store import Store
 from ..storage.tables import by_key, read_metadata, read_table
@@ -27,13 +28,9 @@ class EarlierBuild:
     def __init__(
         self, rows: dict[str, dict[str, Any]], samples: Iterator[Sample], same_allowed_hosts: bool
     ) -> None:
-        self.kept = 0
+        self.kept, self.has_rows = 0, bool(rows)
         self._rows, self._samples = rows, SampleCursor(samples)
         self._same_allowed_hosts = same_allowed_hosts
-
-    @property
-    def has_rows(self) -> bool:
-        return bool(self._rows)
 
     def row(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the row of a record if it is still current."""
@@ -102,11 +99,8 @@ def _allowed_hosts_digest() -> str:
 
 def _sha256_of_file(path: Path) -> str:
     """Return a file's SHA-256, "" if it cannot be read."""
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+            return file_digest(file)
     except OSError:
         return ""
-    return digest.hexdigest()

@@ -10,8 +10,8 @@ import struct
 import zlib
 from contextlib import suppress
 from functools import lru_cache
-from typing import TypeAlias
 
+from ..storage.digests import Data
 from ..vision.images import ImageError, Probe, decode, probe
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -21,8 +21,6 @@ _HEAD_BYTES = 2**16
 _MIN_RUN, _MAX_RUN_CHUNK_BYTES = 4, 2**16
 """The CRCs of at least `_MIN_RUN` consecutive chunks of one length, each of at most `_MAX_RUN_CHUNK_BYTES`,
 are checked together."""
-
-Data: TypeAlias = "bytes | memoryview"
 
 
 def check_complete(data: Data, max_pixels: int) -> Probe:

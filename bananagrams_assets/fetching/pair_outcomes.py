@@ -71,11 +71,7 @@ def stats_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "ok_share": round(statuses["ok"] / len(rows), 4) if rows else 1.0,
         "reasons": _counted(reason_class(row["reason"]) for row in lost),
         "failures_by_host": _counted(_host(row) for row in lost),
-        "http_status": {
-            str(status): count
-            for status, count in sorted(Counter(row["http_status"] for row in rows).items())
-            if status
-        },
+        "http_status": _counted(str(row["http_status"]) for row in rows if row["http_status"]),
         "bytes": sum(row["bytes_input"] + row["bytes_edited"] for row in rows),
         "retries": sum(max(0, row["attempts"] - _remote(row)) for row in rows),
         "local": sum(2 - _remote(row) for row in rows),

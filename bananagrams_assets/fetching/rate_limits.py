@@ -22,11 +22,12 @@ import struct
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import FetchSettings
+from ..storage.store import lock_if_free
 
 MAX_PAUSE_S = 300.0
 """Maximum pause that is waited for. A host that requests a longer one opens its circuit instead."""
@@ -226,20 +227,15 @@ class _Host:
         # A new file holds zeros, and a rate of 0 would block the host forever.
         return HostState(*values) if values[1] > 0 and not any(map(math.isnan, values)) else HostState()
 
-    def write(self, state: HostState) -> None:
-        _STATE.pack_into(self._state, 0, *vars(state).values())
-
     @contextmanager
     def locked(self) -> Iterator[HostState]:
-        """Yield the state under an exclusive lock, and write it back unless reading failed."""
+        """Yield the state under an exclusive lock, and write it back."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        state = self.read()
         try:
-            state = self.read()
-            try:
-                yield state
-            finally:
-                self.write(state)
+            yield state
         finally:
+            _STATE.pack_into(self._state, 0, *vars(state).values())
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def start_request(self) -> float | None:
@@ -259,21 +255,15 @@ class _Host:
                 if not held and self._lock_slot(number):
                     return number
             # Other processes release slots without notice.
-            try:
+            with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._released.wait(), _POLL_S)
-            except asyncio.TimeoutError:
-                continue
 
     def _lock_slot(self, number: int) -> bool:
         file = self._slots[number]
         if file is None:
             file = self._slots[number] = self._open(f"slot-{number:03d}")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        self._held[number] = True
-        return True
+        self._held[number] = lock_if_free(file)
+        return self._held[number]
 
     def release_slot(self, number: int) -> None:
         file = self._slots[number]

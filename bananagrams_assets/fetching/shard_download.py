@@ -34,7 +34,7 @@ resizing (`fetch.largest_side_px`) use all processors."""
 
 @dataclass(frozen=True)
 class _PairOutcome:
-    """A record, its row, and its images; `images` is None if an earlier build has them."""
+    """A record, its row, and its images: None if an earlier build has them, empty after a failure."""
 
     record: Mapping[str, Any]
     row: dict[str, Any]
@@ -125,7 +125,7 @@ class ShardDownload:
             record = self._records[index]
             row = await asyncio.to_thread(self._earlier.row, record) if self._earlier.has_rows else None
             if row is not None:
-                self._outcomes[index] = _PairOutcome(record, row, None)
+                self._outcomes[index] = _PairOutcome(record, row, None if row["status"] == "ok" else ())
                 self._changed.set()
                 continue
             await self._window.acquire()
@@ -151,7 +151,7 @@ class ShardDownload:
                 f"{self._shard}: no network: none of {self._fetched_pairs} pairs could be reached; "
                 f"last failure: {row['reason']}"
             )
-        return _PairOutcome(record, row, images)
+        return _PairOutcome(record, row, images if row["status"] == "ok" else ())
 
     async def _write_in_order(self) -> list[dict[str, Any]]:
         rows = self._rows
@@ -159,31 +159,34 @@ class ShardDownload:
             self._changed.clear()
             if self._failure is not None:
                 raise self._failure
-            batch: list[_PairOutcome] = []
-            while len(batch) < _BATCH and (outcome := self._outcomes.pop(len(rows) + len(batch), None)):
-                batch.append(outcome)
+            batch = self._next_batch()
             if not batch:
                 await self._changed.wait()
-                continue
             before = len(rows)
-            for outcome in batch[await self._write(batch) :]:
-                # The tar of the earlier build lacks an image that its table lists.
-                refetch = outcome.images is None
-                await self._write([await self._fetch(outcome.record) if refetch else outcome])
+            while batch:
+                batch = batch[await self._write(batch) :]
+                if batch:
+                    # The tar of the earlier build lacks this pair, which its table lists.
+                    batch[0] = await self._fetch(batch[0].record)
             if len(rows) // 100 > before // 100:
                 self._log(f"{self._shard}: {len(rows)} of {len(self._records)} pairs")
         return rows
 
-    async def _write(self, batch: Sequence[_PairOutcome]) -> int:
-        """Write pairs to the tar and add their rows; return their number.
+    def _next_batch(self) -> list[_PairOutcome]:
+        """Return the next outcomes in key order, downloaded images before those of the earlier build.
 
-        It is less than the batch's if the earlier build lacks a sample.
+        Images that are claimed but not written would block the download of a missing pair before them.
         """
-        bodies = [
-            [self._images.claim(image) for image in outcome.images]
-            if outcome.row["status"] == "ok" and outcome.images is not None else []
-            for outcome in batch
-        ]  # fmt: skip
+        batch: list[_PairOutcome] = []
+        while len(batch) < _BATCH and (outcome := self._outcomes.get(len(self._rows) + len(batch))):
+            if outcome.images and any(previous.images is None for previous in batch):
+                break
+            batch.append(self._outcomes.pop(len(self._rows) + len(batch)))
+        return batch
+
+    async def _write(self, batch: Sequence[_PairOutcome]) -> int:
+        """Write pairs to the tar up to the first that the earlier build lacks; return their number."""
+        bodies = [[self._images.claim(image) for image in outcome.images or ()] for outcome in batch]
         written = await asyncio.to_thread(self._append_to_tar, batch, bodies)
         for outcome in batch[:written]:
             self._rows.append(outcome.row)
@@ -195,19 +198,16 @@ class ShardDownload:
         self, batch: Sequence[_PairOutcome], bodies: Sequence[Sequence[ImageBody | None]]
     ) -> int:
         for number, (outcome, pair_bodies) in enumerate(zip(batch, bodies, strict=True)):
-            members: list[Member] = []
-            if outcome.row["status"] == "ok" and outcome.images is None:
+            if outcome.images is None:
                 sample = self._earlier.sample(outcome.record["key"])
                 if sample is None:
                     return number
                 self._earlier.kept += 1
                 self._server_answered = True
-                members = [
-                    Member(part, data, hashlib.sha256(data).hexdigest())
-                    for part, data in sample.parts.items()
-                ]
-            elif outcome.row["status"] == "ok" and outcome.images is not None:
-                images = zip(PAIR_PARTS, outcome.images, pair_bodies, strict=True)
+                parts = sample.parts.items()
+                members = [Member(part, data, hashlib.sha256(data).hexdigest()) for part, data in parts]
+            else:
+                images = zip(PAIR_PARTS, outcome.images, pair_bodies, strict=False)
                 members = [self._images.member(part, image, body) for part, image, body in images]
             self._tar.append(outcome.row, members)
         return len(batch)

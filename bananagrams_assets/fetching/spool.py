@@ -23,9 +23,9 @@ from typing import Any
 
 from ..profiles import home_folder
 from ..progress import Log
-from ..storage.digests import MembersDigest
-from ..storage.sample_tar import Data, end_of_tar, tar_member
-from ..storage.store import TEMPORARY, FileInfo, StoreError
+from ..storage.digests import Data, MembersDigest
+from ..storage.sample_tar import end_of_tar, tar_member
+from ..storage.store import TEMPORARY, FileInfo, StoreError, store_errors
 from ..storage.tables import with_current_names
 
 _LOCK_POLL_S = 0.2
@@ -61,7 +61,7 @@ class Spool:
         path = self._path(url)
         temporary = self._folder / f"{TEMPORARY}{secrets.token_hex(8)}"
         header = json.dumps({**metadata, "stored_sha256": sha256}).encode()
-        with _write_errors(path):
+        with store_errors(f"{path}: writing failed"):
             with temporary.open("wb", buffering=0) as file:
                 _write_all(file.fileno(), [header + b"\n", data])
             temporary.replace(path)
@@ -107,16 +107,17 @@ class Member:
 
 
 class ResumableTar:
-    """The unfinished tar of a shard, and its journal. Created by `open_resumable_tar`. Not thread-safe.
+    """The unfinished tar of a shard, and its journal. Not thread-safe. Needs the shard's open spool.
 
-    `kind` and `table_metadata` describe the settings; a run with another `kind` discards the tar.
+    `folder` is the `spool_folder`. `kind` and `table_metadata` describe the settings; a run with another
+    `kind` discards the tar. Every method raises StoreError for a failed write, e.g. because of a full disk.
     """
 
     def __init__(self, folder: Path, kind: str, table_metadata: Mapping[str, str]) -> None:
         self._folder, self._head = folder, {"kind": kind, "notes": dict(table_metadata)}
         self._digest, self._bytes, self._written_back = MembersDigest(), 0, 0
         self.path = folder / _TAR
-        with _write_errors(self.path):
+        with store_errors(f"{self.path}: writing failed"):
             _unshare(self.path)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._file = os.open(self.path, flags, 0o666)
@@ -149,7 +150,7 @@ class ResumableTar:
             else:
                 _move_to_spool(entry, memoryview(data), position, spool)
             position = entry["end"]
-        with _write_errors(self.path):
+        with store_errors(f"{self.path}: writing failed"):
             os.ftruncate(self._journal, journal_end)
             os.ftruncate(self._file, self._bytes)
             os.lseek(self._file, self._bytes, os.SEEK_SET)
@@ -159,7 +160,7 @@ class ResumableTar:
         return kept
 
     def append(self, row: Mapping[str, Any], members: Sequence[Member]) -> None:
-        """Append the images of a record, none if it failed. Raises StoreError, e.g. for a full disk."""
+        """Append the images of a record, none if it failed."""
         blocks: list[Data] = []
         images, end = [], self._bytes
         for member in members:
@@ -171,15 +172,15 @@ class ResumableTar:
             end += len(header) + len(data) + len(padding)
             self._digest.add(header, member.sha256, padding)
         entry = {"row": row, "pictures": images, "end": end, "digest": self._digest.hexdigest()}
-        with _write_errors(self.path):
+        with store_errors(f"{self.path}: writing failed"):
             self._write(blocks)
             self._append_to_journal(entry)
 
     def finish(self) -> FileInfo:
-        """Write the end of the tar. Raises StoreError."""
+        """Write the end of the tar."""
         end = end_of_tar(self._bytes)
         self._digest.update(end)
-        with _write_errors(self.path):
+        with store_errors(f"{self.path}: writing failed"):
             self._write([end])
         return FileInfo(self._bytes, self._digest.hexdigest())
 
@@ -197,18 +198,6 @@ class ResumableTar:
 
     def _append_to_journal(self, entry: Mapping[str, Any]) -> None:
         _write_all(self._journal, [json.dumps(entry).encode() + b"\n"])
-
-
-@contextmanager
-def open_resumable_tar(
-    store_url: str, shard: str, kind: str, table_metadata: Mapping[str, str]
-) -> Iterator[ResumableTar]:
-    """Open the tar of a shard whose spool is open. Raises StoreError."""
-    tar = ResumableTar(spool_folder(store_url, shard), kind, table_metadata)
-    try:
-        yield tar
-    finally:
-        tar.close()
 
 
 def images_in(folder: Path) -> set[str]:
@@ -267,15 +256,6 @@ def image_name(kind: str, url: str) -> str:
     return hashlib.blake2b(f"{kind}\n{url}".encode(), digest_size=16).hexdigest()
 
 
-@contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing to `path` into a StoreError."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{path}: writing failed: {error.strerror or error}") from error
-
-
 def _write_all(file: int, blocks: Sequence[Data]) -> None:
     views = [memoryview(block) for block in blocks]
     while views:
@@ -299,11 +279,9 @@ def open_spool(store_url: str, shard: str, kind: str, log: Log) -> Iterator[Spoo
     Waits for another run that has it open. Raises StoreError if it cannot be written.
     """
     folder = spool_folder(store_url, shard)
-    try:
+    with store_errors(f"{folder}: cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder.with_suffix(".lock"), shard, log)
-    except OSError as error:
-        raise StoreError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:
         folder.mkdir(exist_ok=True)
         for path in folder.glob(f"{TEMPORARY}*"):

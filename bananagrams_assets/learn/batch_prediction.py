@@ -11,7 +11,9 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BananagramsError
-from ..storage.sample_tar import Sample, SampleError, read_folder, read_samples
+from ..storage.sample_tar import SampleError, read_folder, read_samples
 from ..storage.store import Store
-from ..vision.images import RGB, SUFFIXES, ImageError, decode, encode_jpeg, encode_png_mask
+from ..vision.images import RGB, SUFFIXES, ImageError, decode, encode_jpeg, encode_png_mask, resize
 from ..vision.overlay import mask_overlay
-from .predictor import Predictor, Probability, encode_soft, from_square, predict_squares, to_square
+from .predict import Predictor, Probability, encode_soft, from_square, predict_squares
 
 TABLES = (".csv", ".jsonl", ".json")
 PHOTO_COLUMNS, TEXT_COLUMNS = ("photo", "image", "local_input_image"), ("instruction", "text")
@@ -40,14 +42,13 @@ class InputError(BananagramsError, ValueError):
 class Item:
     """An image to predict: its location `photo`, its instruction, and the `name` of its mask.
 
-    `error` is the reason why the image cannot be read, if that is known without reading it.
+    `read` returns the bytes of the image file. Raises ImageError or OSError.
     """
 
     name: str
     photo: str
     instruction: str
     read: Callable[[], bytes]
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,9 @@ def list_items(sources: Sequence[Path], instruction: str | None) -> Iterator[Ite
     for source in sources:
         if source.is_dir():
             extracted = any(source.glob("*.text.txt"))
-            items = (
-                _items_from_samples(source, read_folder(source))
-                if extracted
-                else _items_from_folder(source, instruction)
-            )
+            items = _items_from_samples(source) if extracted else _items_from_folder(source, instruction)
         elif source.suffix.lower() == ".tar":
-            items = _items_from_shard(source)
+            items = _items_from_samples(source)
         elif source.suffix.lower() in TABLES:
             items = _items_from_table(source)
         elif source.is_file():
@@ -152,33 +149,30 @@ def _items_from_folder(folder: Path, instruction: str | None) -> Iterator[Item]:
         yield _item_from_image(path, str(path.relative_to(folder).with_suffix("")), instruction)
 
 
-def _items_from_shard(path: Path) -> Iterator[Item]:
-    with path.open("rb") as file:
-        yield from _items_from_samples(path, read_samples(file))
-
-
-def _items_from_samples(source: Path, samples: Iterator[Sample]) -> Iterator[Item]:
+def _items_from_samples(source: Path) -> Iterator[Item]:
+    """Yield the items of a shard: a tar, or a folder that it was extracted to."""
     try:
-        for sample in samples:
-            location = f"{source}:{sample.key}"
-            image, text = sample.part("input"), sample.part("text")
-            error = "" if image is not None and text is not None else "the sample has no input or no text"
-            instruction = (text or b"").decode(errors="replace")
-            yield Item(sample.key, location, instruction, _reader(image or b""), error)
+        with nullcontext() if source.is_dir() else source.open("rb") as file:
+            for sample in read_samples(file) if file else read_folder(source):
+                image, text = sample.part("input"), sample.part("text")
+                complete = image is not None and text is not None
+                read = partial(bytes, image) if complete else _failing("the sample has no input or no text")
+                instruction = (text or b"").decode(errors="replace")
+                yield Item(sample.key, f"{source}:{sample.key}", instruction, read)
     except SampleError as error:
-        yield Item(source.stem, str(source), "", _reader(b""), str(error))
+        yield Item(source.stem, str(source), "", _failing(str(error)))
 
 
 def _items_from_table(path: Path) -> Iterator[Item]:
     for number, row in enumerate(_table_rows(path), start=1):
         if isinstance(row, str):
-            yield Item(f"row-{number}", f"{path}:{number}", "", _reader(b""), row)
+            yield Item(f"row-{number}", f"{path}:{number}", "", _failing(row))
             continue
         photo = next((str(row[name]) for name in PHOTO_COLUMNS if row.get(name)), "")
         text = next((str(row[name]) for name in TEXT_COLUMNS if row.get(name)), "")
         if not photo or not text:
             columns = f"{' or '.join(PHOTO_COLUMNS)}, and {' or '.join(TEXT_COLUMNS)}"
-            yield Item(f"row-{number}", f"{path}:{number}", text, _reader(b""), f"a row needs {columns}")
+            yield Item(f"row-{number}", f"{path}:{number}", text, _failing(f"a row needs {columns}"))
             continue
         file = path.parent / photo
         yield Item(file.stem, str(file), text, file.read_bytes)
@@ -202,8 +196,13 @@ def _table_rows(path: Path) -> Iterator[Mapping[str, Any] | str]:
         raise InputError(f"{path}: cannot be read as a table: {error}") from None
 
 
-def _reader(data: bytes) -> Callable[[], bytes]:
-    return lambda: data
+def _failing(reason: str) -> Callable[[], bytes]:
+    """Return the `read` of an item whose image is known to be unreadable."""
+
+    def read() -> bytes:
+        raise ImageError(reason)
+
+    return read
 
 
 def _with_unique_name(item: Item, names: set[str]) -> Item:
@@ -218,8 +217,9 @@ def _with_unique_name(item: Item, names: set[str]) -> Item:
 
 
 class _NetworkInput(NamedTuple):
-    """An image stretched to the network's input size, and its original size (H, W)."""
+    """An item's image stretched to the network's input size, and its original size (H, W)."""
 
+    item: Item
     square: RGB
     size: tuple[int, int]
 
@@ -229,54 +229,37 @@ def _predict_batch(
 ) -> Iterator[Row]:
     """Read, predict and write a batch of items; yield their rows in order."""
     inputs = list(pool.map(lambda item: _read(predictor, item, max_pixels), items))
-    squares = {i: image.square for i, image in enumerate(inputs) if isinstance(image, _NetworkInput)}
-    planes: dict[int, Probability] = {}
-    if squares:
-        instructions = [items[i].instruction for i in squares]
-        planes = dict(
-            zip(squares, predict_squares(predictor, list(squares.values()), instructions), strict=True)
-        )
-
-    def finish(i: int) -> Row:
-        image = inputs[i]
-        if isinstance(image, Row):
-            return image
-        return _write(predictor, items[i], planes[i], image.size, output, max_pixels)
-
-    return pool.map(finish, range(len(items)))
+    images = [image for image in inputs if isinstance(image, _NetworkInput)]
+    squares, instructions = [image.square for image in images], [image.item.instruction for image in images]
+    planes = predict_squares(predictor, squares, instructions) if images else ()
+    rows = pool.map(lambda image, plane: _write(predictor, image, plane, output, max_pixels), images, planes)
+    for row in inputs:
+        yield next(rows) if isinstance(row, _NetworkInput) else row
 
 
 def _read(predictor: Predictor, item: Item, max_pixels: int) -> _NetworkInput | Row:
     """Read and decode an item's image; return a failed row if that is impossible."""
-    if item.error:
-        return Row(item, "failed", item.error)
     try:
         image = decode(item.read(), max_pixels)
     except (ImageError, OSError) as error:
         return Row(item, "failed", getattr(error, "strerror", None) or str(error))
-    return _NetworkInput(to_square(predictor, image), (image.shape[0], image.shape[1]))
+    square = resize(image, (predictor.side_px, predictor.side_px))
+    return _NetworkInput(item, square, (image.shape[0], image.shape[1]))
 
 
 def _write(
-    predictor: Predictor,
-    item: Item,
-    plane: Probability,
-    size: tuple[int, int],
-    output: Output,
-    max_pixels: int,
+    predictor: Predictor, image: _NetworkInput, plane: Probability, output: Output, max_pixels: int
 ) -> Row:
-    """Write an item's mask and overlay at its original size (H, W)."""
+    """Write an item's mask and overlay at its original size."""
+    item, size = image.item, image.size
     probability = from_square(plane, size)
     threshold = predictor.threshold if output.threshold is None else output.threshold
     mask = np.asarray(probability >= threshold)
     name = f"{item.name}.{'soft' if output.soft else 'mask'}.png"
-    output.masks.write(
-        name, encode_soft(probability) if output.soft else encode_png_mask(mask, one_bit=False)
-    )
+    data = encode_soft(probability) if output.soft else encode_png_mask(mask, one_bit=False)
+    output.masks.write(name, data)
     if output.overlays is not None:
         # Decode again: keeping a batch of full-size images in memory costs more than a second decode.
-        image = decode(item.read(), max_pixels)
-        output.overlays.write(
-            f"{item.name}.overlay.jpg", encode_jpeg(mask_overlay(image, mask, max(size)), 90)
-        )
+        overlay = mask_overlay(decode(item.read(), max_pixels), mask, max(size))
+        output.overlays.write(f"{item.name}.overlay.jpg", encode_jpeg(overlay, 90))
     return Row(item, "ok", "", size[1], size[0], float(mask.mean()), name)

@@ -16,6 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..errors import BananagramsError
 from ..storage.local import LocalStore
@@ -67,7 +68,7 @@ def save(
     store: Store,
     name: str,
     net: MaskNet,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: Optimizer | None,
     state: Mapping[str, Any],
     ema: EMA | None = None,
 ) -> None:
@@ -86,11 +87,7 @@ def save(
 
 
 def load(
-    store: Store,
-    name: str,
-    net: MaskNet,
-    optimizer: torch.optim.Optimizer | None = None,
-    ema: EMA | None = None,
+    store: Store, name: str, net: MaskNet, optimizer: Optimizer | None = None, ema: EMA | None = None
 ) -> dict[str, Any]:
     """Load the network and, if given, optimizer and EMA; return the state. Raises CheckpointError.
 
@@ -173,7 +170,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
     return tuple(tensors[name].shape) if name in tensors else "absent"
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's state tensors by `<parameter index>.<name>`."""
     return {
         f"{index}.{name}": value.detach().cpu().contiguous()
@@ -183,7 +180,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], name: str) -> None:
+def _load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], name: str) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, field = key.partition(".")

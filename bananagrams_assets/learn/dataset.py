@@ -69,14 +69,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device, images in channels_last memory format."""
-        return Batch(
-            self.keys,
-            self.texts,
-            self.images.to(device, non_blocking=True, memory_format=torch.channels_last),
-            self.mask.to(device, non_blocking=True),
-            self.valid.to(device, non_blocking=True),
-            self.weights.to(device, non_blocking=True),
-        )
+        images = self.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        others = (part.to(device, non_blocking=True) for part in (self.mask, self.valid, self.weights))
+        return Batch(self.keys, self.texts, images, *others)
 
     def micro_batches(self, count: int) -> Iterator[Batch]:
         """Yield the batch in `count` parts of equal size."""

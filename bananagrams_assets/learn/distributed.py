@@ -117,10 +117,8 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         variance: Tensor = AllReduceSum.apply(centered.square().mean(axes)) / world_size
         count = world_size * x.numel() // x.shape[1]
         with torch.no_grad():
-            for running, current in (
-                (self.running_mean, mean),
-                (self.running_var, variance * (count / (count - 1))),
-            ):
+            unbiased = variance * (count / (count - 1))
+            for running, current in ((self.running_mean, mean), (self.running_var, unbiased)):
                 assert running is not None  # BatchNorm2d's default: track_running_stats
                 assert self.momentum is not None
                 running.lerp_(current, self.momentum)

@@ -17,7 +17,7 @@ from .baselines import Mask, mean_mask, trivial_masks
 from .comparison import SampleIoUs
 from .dataset import Batch, DecodedSample, Split, TrainingSet, data_loader, open_split
 from .network import MaskNet
-from .predictor import Predictor, predict_masks
+from .predict import Predictor, Probability, predict_masks
 
 BATCH = 16
 
@@ -77,24 +77,20 @@ def score(predictor: Predictor, split: Split, mean: Mask) -> dict[str, Any]:
 
 def best_threshold(predictor: Predictor, split: Split) -> float:
     """Return the threshold with the highest mean IoU on an open split, which should not be test."""
-    counts = []
-    for samples in _chunks(split):
-        masks = predict_masks(predictor, [s.image for s in samples], [s.text for s in samples])
-        for sample, probability in zip(samples, masks, strict=True):
-            histogram = metrics.level_histogram(probability, *_planes(sample))
-            counts.append(metrics.counts_by_threshold(histogram))
+    counts = [
+        metrics.counts_by_threshold(metrics.level_histogram(probability, *_planes(sample)))
+        for sample, probability in _predicted(predictor, split)
+    ]
     return metrics.best_threshold(np.array(counts))
 
 
 def sample_ious(predictor: Predictor, split: Split) -> SampleIoUs:
     """Return the IoU of each sample of an open split at the predictor's threshold, over valid pixels."""
     ious: dict[str, tuple[str, float]] = {}
-    for samples in _chunks(split):
-        masks = predict_masks(predictor, [s.image for s in samples], [s.text for s in samples])
-        for sample, probability in zip(samples, masks, strict=True):
-            counts = metrics.pixel_counts(probability >= predictor.threshold, *_planes(sample))
-            photo = str(sample.meta.get("source_id") or sample.key)
-            ious[sample.key] = photo, float(metrics.ious(np.array([counts], np.int64))[0])
+    for sample, probability in _predicted(predictor, split):
+        counts = metrics.pixel_counts(probability >= predictor.threshold, *_planes(sample))
+        photo = str(sample.meta.get("source_id") or sample.key)
+        ious[sample.key] = photo, float(metrics.ious(np.array(counts, np.int64)))
     return SampleIoUs(split.name, split.digest, ious)
 
 
@@ -169,10 +165,8 @@ class DevScorer:
         device = next(net.parameters()).device
         counts: list[tuple[int, int, int]] = []
         for batch in self._load():
-            with (
-                torch.no_grad(),
-                torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-            ):
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+            with torch.no_grad(), autocast:
                 predicted = (net(batch.to(device).images, batch.texts)[:, 0] > 0).cpu().numpy()
             truth, valid = batch.mask[:, 0].numpy() >= 128, batch.valid[:, 0].numpy() > 0
             counts += [metrics.pixel_counts(*planes) for planes in zip(predicted, truth, valid, strict=True)]
@@ -194,6 +188,12 @@ class DevScorer:
 def _chunks(split: Split) -> Iterator[list[DecodedSample]]:
     for start in range(0, len(split), BATCH):
         yield [split[index] for index in range(start, min(start + BATCH, len(split)))]
+
+
+def _predicted(predictor: Predictor, split: Split) -> Iterator[tuple[DecodedSample, Probability]]:
+    for samples in _chunks(split):
+        masks = predict_masks(predictor, [s.image for s in samples], [s.text for s in samples])
+        yield from zip(samples, masks, strict=True)
 
 
 def _planes(sample: DecodedSample) -> tuple[Mask, Mask]:

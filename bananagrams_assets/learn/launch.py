@@ -31,17 +31,8 @@ class LaunchError(BananagramsError, RuntimeError):
 
 def torchrun_command(job: Path | str, processes: int, python: str = sys.executable) -> list[str]:
     """Return the `torchrun` command for one machine with one process per device, without its own restarts."""
-    return [
-        python,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        "--module",
-        "bananagrams_assets.learn.train",
-        "--job",
-        str(job),
-    ]
+    training = ["--module", "bananagrams_assets.learn.train", "--job", str(job)]
+    return [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *training]
 
 
 @contextmanager
@@ -81,19 +72,15 @@ def open_pipes() -> AbstractContextManager[PipesContext]:
 
     Call this only on rank 0: messages of a second writer are lost once the first has closed.
     """
-    from dagster_pipes import (
-        PipesEnvVarParamsLoader,
-        PipesS3ContextLoader,
-        PipesS3MessageWriter,
-        open_dagster_pipes,
-    )
+    import dagster_pipes as pipes
 
-    params = PipesEnvVarParamsLoader()  # type: ignore[no-untyped-call]
+    params = pipes.PipesEnvVarParamsLoader()  # type: ignore[no-untyped-call]
     if "bucket" not in params.load_messages_params():
-        return open_dagster_pipes()
+        return pipes.open_dagster_pipes()
     import boto3
 
     client = boto3.client("s3")
-    return open_dagster_pipes(
-        context_loader=PipesS3ContextLoader(client), message_writer=PipesS3MessageWriter(client, interval=2)
+    return pipes.open_dagster_pipes(
+        context_loader=pipes.PipesS3ContextLoader(client),
+        message_writer=pipes.PipesS3MessageWriter(client, interval=2),
     )

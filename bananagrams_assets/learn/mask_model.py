@@ -7,7 +7,7 @@ process that launches a training loads it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from ..config import Profile
 from ..errors import BananagramsError
 from ..stages.stage import StageResult, StageRun
 from ..storage.store import FileInfo
-from .job_file import OUTPUT, job_name, read_failure, remove_job, write_job
+from . import job_file
+from .job_file import OUTPUT, TrainingJob
 from .launch import LaunchError
-from .unfinished import clear_unfinished, find_unfinished, mark_unfinished
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class TrainingRequest:
 
     `profile` is recorded with the MLflow run. `launch` starts the training process for a job file (a path or
     an S3 URL), waits for its end and raises if it fails. `dagster_run_id` identifies this run and
-    `root_run_id` the first of its retries. `resume` names a checkpoint to start from. With `afresh` only an
-    unfinished training of the same Dagster run is continued.
+    `root_run_id` the first of its retries. `resume` names a checkpoint to start from. With `from_scratch`
+    only an unfinished training of the same Dagster run is continued.
     """
 
     profile: Profile
@@ -36,21 +36,11 @@ class TrainingRequest:
     dagster_run_id: str
     root_run_id: str
     resume: str | None = None
-    afresh: bool = False
+    from_scratch: bool = False
 
 
 class TrainingFailed(BananagramsError, RuntimeError):
     """A training failed in a way that a retry does not fix."""
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """One attempt at a training: its MLflow run, the checkpoint to start from, and whether it is its own."""
-
-    mlflow_run_id: str
-    mlflow_url: str
-    resume: str | None
-    continues_own_run: bool
 
 
 def train_mask_model(run: StageRun, request: TrainingRequest) -> StageResult:
@@ -61,70 +51,64 @@ def train_mask_model(run: StageRun, request: TrainingRequest) -> StageResult:
     """
     from . import tracking
 
-    tags = {"dagster_run_id": request.dagster_run_id, "dagster_asset": run.stage.name}
-    attempt = _begin_attempt(run, request, tags)
-    job = write_job(
-        run.store.describe(job_name(attempt.mlflow_run_id)),
-        request.profile,
-        [*run.stage.settings, *run.stage.unversioned_settings],
-        run.store.url,
-        request.tracking_uri,
-        attempt.mlflow_run_id,
-        attempt.resume,
-        tags,
-        attempt.continues_own_run,
-    )
+    job, mlflow_url = _make_job(run, request)
+    file = run.store.describe(job_file.job_name(job.mlflow_run_id))
+    job_file.write_job(file, job, [*run.stage.settings, *run.stage.unversioned_settings])
     try:
-        request.launch(job)
-        model = _read_model(run, attempt)
+        request.launch(file)
+        model = _read_model(run, job.mlflow_run_id)
     except BaseException as error:
-        tracking.end_run(request.tracking_uri, attempt.mlflow_run_id, "FAILED")
-        reason = read_failure(job)
+        tracking.end_run(job.tracking_uri, job.mlflow_run_id, "FAILED")
+        reason = job_file.read_failure(file)
         if reason:
-            clear_unfinished(run.store)
+            job_file.clear_unfinished(run.store)
         if reason or isinstance(error, LaunchError):
             raise TrainingFailed(reason or str(error)) from error
         raise
     finally:
-        remove_job(run.store, attempt.mlflow_run_id)
-    clear_unfinished(run.store)
-    return _result(run, model, attempt.mlflow_url)
-
-
-def _begin_attempt(run: StageRun, request: TrainingRequest, tags: Mapping[str, str]) -> _Attempt:
-    """Reopen the MLflow run of an unfinished training, or start a new one and note that it is unfinished."""
-    from . import tracking
-
-    uri, settings = request.tracking_uri, run.settings
-    unfinished = find_unfinished(
-        run.store, run.inputs_digest, request.root_run_id, request.afresh or bool(request.resume)
-    )
-    if unfinished and (url := tracking.reopen_run(uri, settings, unfinished.mlflow_run_id)):
-        resume = unfinished.checkpoint or request.resume
-        run.log(f"continuing MLflow run {unfinished.mlflow_run_id} from {resume or 'its beginning'}: {url}")
-        return _Attempt(unfinished.mlflow_run_id, url, resume, bool(unfinished.checkpoint))
-    run_id, url = tracking.start_run(uri, settings, tags)
-    mark_unfinished(run.store, run_id, run.inputs_digest, request.root_run_id)
-    run.log(f"MLflow run {run_id}: {url}")
-    return _Attempt(run_id, url, request.resume, False)
-
-
-def _read_model(run: StageRun, attempt: _Attempt) -> dict[str, Any]:
-    """Return the content of model.json. Raises LaunchError if another training wrote it."""
-    model: dict[str, Any] = json.loads(run.store.read(f"{OUTPUT}/model.json"))
-    if model["run_id"] != attempt.mlflow_run_id:
-        name = run.store.describe(f"{OUTPUT}/model.json")
-        raise LaunchError(
-            f"the training ended, but {name} is of another training: check that the training process writes "
-            "to the same store"
-        )
-    return model
-
-
-def _result(run: StageRun, model: Mapping[str, Any], mlflow_url: str) -> StageResult:
+        job_file.remove_job(run.store, job.mlflow_run_id)
+    job_file.clear_unfinished(run.store)
     weights = f"{OUTPUT}/model.safetensors"
     return StageResult(
         {weights: FileInfo(run.store.size(weights), model["sha256"])},
         {**model["summary"], "mlflow_run": mlflow_url, "model_version": model["version"]},
         content=model["sha256"][:32],
     )
+
+
+def _make_job(run: StageRun, request: TrainingRequest) -> tuple[TrainingJob, str]:
+    """Return the job of one attempt, and the URL of its MLflow run's page.
+
+    Reopen the MLflow run of an unfinished training, or start a new one and note that it is unfinished.
+    """
+    from . import tracking
+
+    uri, settings, resume, own_checkpoint = request.tracking_uri, run.settings, request.resume, None
+    tags = {"dagster_run_id": request.dagster_run_id, "dagster_asset": run.stage.name}
+    same_run_only = request.from_scratch or bool(request.resume)
+    unfinished = job_file.find_unfinished(run.store, run.inputs_digest, request.root_run_id, same_run_only)
+    if unfinished and (url := tracking.reopen_run(uri, settings, unfinished.mlflow_run_id)):
+        run_id, own_checkpoint = unfinished
+        resume = own_checkpoint or resume
+        run.log(f"continuing MLflow run {run_id} from {resume or 'its beginning'}: {url}")
+    else:
+        run_id, url = tracking.start_run(uri, settings, tags)
+        job_file.mark_unfinished(run.store, run_id, run.inputs_digest, request.root_run_id)
+        run.log(f"MLflow run {run_id}: {url}")
+    document = request.profile.model_dump(mode="json")
+    job = TrainingJob(
+        request.profile, document, run.store.url, uri, run_id, resume, tags, bool(own_checkpoint)
+    )
+    return job, url
+
+
+def _read_model(run: StageRun, mlflow_run_id: str) -> dict[str, Any]:
+    """Return the content of model.json. Raises LaunchError if another training wrote it."""
+    name = f"{OUTPUT}/model.json"
+    model: dict[str, Any] = json.loads(run.store.read(name))
+    if model["run_id"] != mlflow_run_id:
+        raise LaunchError(
+            f"the training ended, but {run.store.describe(name)} is of another training: check that the "
+            "training process writes to the same store"
+        )
+    return model

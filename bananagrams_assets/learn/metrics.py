@@ -15,6 +15,8 @@ import numpy.typing as npt
 Counts: TypeAlias = npt.NDArray[np.int64]
 """(…, 3): numbers of true positive, false positive and false negative pixels."""
 Mask: TypeAlias = npt.NDArray[np.bool_]
+Values: TypeAlias = npt.NDArray[Any]
+"""(N,): one number per sample."""
 Interval: TypeAlias = list[float]
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -100,7 +102,7 @@ def best_threshold(counts: Counts) -> float:
     return float(best[np.argmin(np.abs(best - DEFAULT_THRESHOLD))])
 
 
-def summarise(counts: Counts, boundary: npt.NDArray[np.float64] | None = None) -> dict[str, float]:
+def summarise(counts: Counts, boundary: Values | None = None) -> dict[str, float]:
     """Return metrics over N ≥ 1 samples from counts (N, 3) and, optionally, their boundary F (N,).
 
     `mean_iou` is the mean over samples, `overall_iou` is over all pixels (papers on referring segmentation
@@ -110,21 +112,17 @@ def summarise(counts: Counts, boundary: npt.NDArray[np.float64] | None = None) -
     return {name: _ratio(*terms) for name, terms in _ratio_terms(counts, boundary).items()}
 
 
-def intervals(
-    counts: Counts, sources: Sequence[str], boundary: npt.NDArray[np.float64] | None = None
-) -> dict[str, Interval]:
+def intervals(counts: Counts, sources: Sequence[str], boundary: Values | None = None) -> dict[str, Interval]:
     """Return a 95% interval for each metric of `summarise`, by bootstrap over source photos."""
     return {name: ratio_interval(*terms, sources) for name, terms in _ratio_terms(counts, boundary).items()}
 
 
-def mean_interval(values: npt.NDArray[np.float64], sources: Sequence[str]) -> Interval:
+def mean_interval(values: Values, sources: Sequence[str]) -> Interval:
     """Return a 95% interval for the mean of values (N,), one per sample, such as paired differences."""
     return ratio_interval(values, np.ones(len(values)), sources)
 
 
-def ratio_interval(
-    numerator: npt.NDArray[Any], denominator: npt.NDArray[Any], sources: Sequence[str]
-) -> Interval:
+def ratio_interval(numerator: Values, denominator: Values, sources: Sequence[str]) -> Interval:
     """Return a 95% percentile interval for sum(numerator) / sum(denominator), both (N,).
 
     Samples of one source photo are not independent, so the bootstrap draws photos, each with all its samples
@@ -151,17 +149,15 @@ def by_group(
     `groups` maps a grouping's name to the samples' labels.
     """
     sample_ious = ious(counts)
-    source_array = np.asarray(sources)
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name, labels in groups.items():
-        label_array = np.asarray(labels)
         result[name] = {}
         for label in sorted(set(labels)):
-            chosen = label_array == label
+            chosen = [index for index, other in enumerate(labels) if other == label]
             result[name][label] = {
-                "samples": int(chosen.sum()),
+                "samples": len(chosen),
                 "mean_iou": float(sample_ious[chosen].mean()),
-                "interval": mean_interval(sample_ious[chosen], source_array[chosen].tolist()),
+                "interval": mean_interval(sample_ious[chosen], [sources[index] for index in chosen]),
             }
     return result
 
@@ -174,9 +170,7 @@ def size_bucket(truth: Mask, valid: Mask) -> str:
     return f"{limits[index]:g} to {limits[index + 1]:g}"
 
 
-def _ratio_terms(
-    counts: Counts, boundary: npt.NDArray[np.float64] | None
-) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def _ratio_terms(counts: Counts, boundary: Values | None) -> dict[str, tuple[Values, Values]]:
     """Return numerator and denominator (N,) of each metric, which is the ratio of their sums."""
     true_positive, false_positive, false_negative = counts.T
     sample_ious, ones = ious(counts), np.ones(len(counts))

@@ -10,6 +10,7 @@ Shapes in the docstrings: B images, C channels, H and W pixels, T tokens, D = fu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchvision
@@ -19,7 +20,7 @@ from torchvision.models.resnet import BasicBlock
 
 from ..config import FusionSettings, ModelSettings
 from .text import build_text_encoder, sinusoids
-from .weights import WeightsError, fetch_error, read_state_dict
+from .weights import WeightsError, fetch_error, read_weights
 
 STRIDES = (4, 8, 16, 32)
 RESNET10 = "resnet10"
@@ -181,13 +182,8 @@ class CrossAttention(nn.Module):
         key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.answer(tokens).chunk(2, -1)
         )
-        attended = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         y: Tensor = x + self.mlp(self.norm_mlp(x))
         return y
@@ -271,15 +267,9 @@ def load_resnet(name: str, weights: str) -> torchvision.models.ResNet:
             raise fetch_error("model.image_weights", name, weights, error) from None
     net = make_resnet10() if name == RESNET10 else torchvision.models.get_model(name, weights=None)
     if weights != "none":
-        state = read_state_dict(weights)
+        # The classifier `fc` is not used.
         own = {key: value for key, value in net.state_dict().items() if not key.startswith("fc.")}
-        wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
-        if wrong:
-            raise WeightsError(
-                f"model.image_weights: {weights} does not fit {name}: {len(wrong)} tensors are missing or "
-                f"have another shape, first {wrong[0]}"
-            )
-        net.load_state_dict({key: state[key] for key in own}, strict=False)  # without the classifier fc
+        net.load_state_dict(read_weights("model.image_weights", weights, name, own), strict=False)
     return net
 
 
@@ -294,14 +284,8 @@ def make_resnet10() -> torchvision.models.ResNet:
 
 def add_coordinate_channels(conv: nn.Conv2d) -> nn.Conv2d:
     """Return the convolution with two more input channels of zero weights, which do not change its output."""
-    wider = nn.Conv2d(
-        conv.in_channels + 2,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        bias=False,
-    )
+    options: Any = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
+    wider = nn.Conv2d(conv.in_channels + 2, conv.out_channels, bias=False, **options)
     with torch.no_grad():
         wider.weight.zero_()
         wider.weight[:, : conv.in_channels] = conv.weight

@@ -7,18 +7,8 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from ..config import Profile
+from . import registry
 from .comparison import Gain, SampleIoUs, paired_gain
-from .registry import (
-    CHAMPION,
-    CHAMPION_IOUS,
-    DECISION,
-    PREVIOUS,
-    WITHDRAWN,
-    RegistryError,
-    find_version,
-    get_version,
-    read_sample_ious,
-)
 from .tracking import connect
 
 
@@ -42,16 +32,16 @@ def promote(tracking_uri: str, profile: Profile, candidate_version: str | int) -
     Raise RegistryError if the version does not exist or lacks these tags.
     """
     client = connect(tracking_uri)
-    candidate = get_version(client, profile, str(candidate_version))
-    champion = find_version(tracking_uri, profile, CHAMPION)
-    previous = find_version(tracking_uri, profile, PREVIOUS)
+    candidate = registry.get_version(tracking_uri, profile, str(candidate_version))
+    champion = registry.find_version(tracking_uri, profile, registry.CHAMPION)
+    previous = registry.find_version(tracking_uri, profile, registry.PREVIOUS)
     if champion == str(candidate.version):
         return Promotion(False, f"version {champion} is already the champion", champion, previous)
     registered = profile.mlflow.registered_model
-    promoted, reason, gain = _decide(client, profile, candidate, champion)
+    promoted, reason, gain = _decide(tracking_uri, profile, candidate, champion)
     name = f"version {candidate.version}"
     reason = f"{name} is the champion: {reason}" if promoted else f"{name} stays challenger: {reason}"
-    tags = {DECISION: reason}
+    tags = {registry.DECISION: reason}
     if gain:
         tags.update(gain=f"{gain.mean:.4f}", gain_interval=f"{gain.low:.4f} to {gain.high:.4f}")
     for key, value in tags.items():
@@ -59,9 +49,9 @@ def promote(tracking_uri: str, profile: Profile, candidate_version: str | int) -
     if not promoted:
         return Promotion(False, reason, champion, previous, gain)
     if champion is not None:
-        client.set_registered_model_alias(registered, PREVIOUS, champion)
+        client.set_registered_model_alias(registered, registry.PREVIOUS, champion)
         previous = champion
-    client.set_registered_model_alias(registered, CHAMPION, str(candidate.version))
+    client.set_registered_model_alias(registered, registry.CHAMPION, str(candidate.version))
     return Promotion(True, reason, str(candidate.version), previous, gain)
 
 
@@ -72,22 +62,22 @@ def restore_previous(tracking_uri: str, profile: Profile) -> Promotion:
     """
     client = connect(tracking_uri)
     name = profile.mlflow.registered_model
-    champion = find_version(tracking_uri, profile, CHAMPION)
-    previous = find_version(tracking_uri, profile, PREVIOUS)
+    champion = registry.find_version(tracking_uri, profile, registry.CHAMPION)
+    previous = registry.find_version(tracking_uri, profile, registry.PREVIOUS)
     if champion is None or previous is None or champion == previous:
-        raise RegistryError(
-            f"{name} has no previous champion to restore: aliases `{CHAMPION}` {champion or 'none'}, "
-            f"`{PREVIOUS}` {previous or 'none'}"
+        raise registry.RegistryError(
+            f"{name} has no previous champion to restore: aliases `champion` {champion or 'none'}, "
+            f"`previous` {previous or 'none'}"
         )
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     reason = f"version {previous} is the champion again: version {champion} was withdrawn at {time}"
-    client.set_model_version_tag(name, champion, WITHDRAWN, time)
-    client.set_model_version_tag(name, champion, DECISION, reason)
-    client.set_model_version_tag(name, previous, DECISION, reason)
-    if WITHDRAWN in get_version(client, profile, previous).tags:
-        client.delete_model_version_tag(name, previous, WITHDRAWN)
-    client.set_registered_model_alias(name, PREVIOUS, champion)
-    client.set_registered_model_alias(name, CHAMPION, previous)
+    client.set_model_version_tag(name, champion, registry.WITHDRAWN, time)
+    client.set_model_version_tag(name, champion, registry.DECISION, reason)
+    client.set_model_version_tag(name, previous, registry.DECISION, reason)
+    if registry.WITHDRAWN in registry.get_version(tracking_uri, profile, previous).tags:
+        client.delete_model_version_tag(name, previous, registry.WITHDRAWN)
+    client.set_registered_model_alias(name, registry.PREVIOUS, champion)
+    client.set_registered_model_alias(name, registry.CHAMPION, previous)
     return Promotion(True, reason, previous, champion)
 
 
@@ -97,19 +87,19 @@ class _Decision(NamedTuple):
     gain: Gain | None = None
 
 
-def _decide(client: Any, profile: Profile, candidate: Any, champion: str | None) -> _Decision:
+def _decide(tracking_uri: str, profile: Profile, candidate: Any, champion: str | None) -> _Decision:
     """Decide on a candidate (an MLflow `ModelVersion`) against the champion's version, if there is one."""
     try:
         score, baseline, shuffled = (
             float(candidate.tags[key]) for key in ("dev_iou", "baseline_iou", "shuffled_iou")
         )
     except (KeyError, ValueError):
-        raise RegistryError(
+        raise registry.RegistryError(
             f"version {candidate.version} of {profile.mlflow.registered_model} lacks the tags dev_iou, "
             "baseline_iou and shuffled_iou: it was not registered by a training of this project"
         ) from None
-    if time := candidate.tags.get(WITHDRAWN):
-        return _Decision(False, f"it was withdrawn at {time}; train again, or delete its tag `{WITHDRAWN}`")
+    if time := candidate.tags.get(registry.WITHDRAWN):
+        return _Decision(False, f"it was withdrawn at {time}; train again, or delete its tag `withdrawn`")
     min_gain = profile.checks.min_gain
     for other, name in ((baseline, "best trivial mask"), (shuffled, "same model, shuffled instructions")):
         if score < other + min_gain:
@@ -117,11 +107,11 @@ def _decide(client: Any, profile: Profile, candidate: Any, champion: str | None)
     over_trivial = f"dev IoU {score:.3f}, best trivial mask {baseline:.3f}"
     if champion is None:
         return _Decision(True, f"{over_trivial}; there was no champion")
-    ious = _comparable_ious(client, profile, candidate, champion)
+    ious = _comparable_ious(tracking_uri, profile, candidate, champion)
     if ious is None:
         reason = (
             f"the champion, version {champion}, was not scored on these samples; train again to compare, or "
-            f"delete the alias `{CHAMPION}` if this code cannot load it"
+            "delete the alias `champion` if this code cannot load it"
         )
         return _Decision(False, reason)
     candidate_ious, champion_ious = ious
@@ -137,16 +127,17 @@ def _decide(client: Any, profile: Profile, candidate: Any, champion: str | None)
 
 
 def _comparable_ious(
-    client: Any, profile: Profile, candidate: Any, champion: str
+    tracking_uri: str, profile: Profile, candidate: Any, champion: str
 ) -> tuple[SampleIoUs, SampleIoUs] | None:
     """Return the IoUs of candidate and champion on the same samples, or None if there are none."""
-    own = read_sample_ious(client, candidate.run_id)
-    other = read_sample_ious(client, get_version(client, profile, champion).run_id)
+    own = registry.read_sample_ious(tracking_uri, candidate.run_id)
+    champion_run = registry.get_version(tracking_uri, profile, champion).run_id
+    other = registry.read_sample_ious(tracking_uri, champion_run)
     if own is not None and (other is None or other.dataset != own.dataset):
         # The champion was trained on another dataset. The candidate's training then scored it on its own.
-        other = None
-        if candidate.tags.get("champion_version") == champion:
-            other = read_sample_ious(client, candidate.run_id, CHAMPION_IOUS)
+        scored = candidate.tags.get("champion_version") == champion
+        ious = registry.CHAMPION_IOUS
+        other = registry.read_sample_ious(tracking_uri, candidate.run_id, ious) if scored else None
     if own is None or other is None or own.samples.keys() != other.samples.keys():
         return None
     return own, other

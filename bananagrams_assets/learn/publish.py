@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from . import checkpoint, registry, report
 from .baselines import mean_mask
 from .dataset import DatasetError, Split, open_split
 from .evaluate import best_threshold, sample_ious, score
+from .job_file import OUTPUT, TrainingJob, last_checkpoint
 from .network import MaskNet
-from .predictor import CARD, DESCRIPTION, WEIGHTS, Predictor, load_predictor, make_predictor
-from .tracking import RunLog, connect
-from .training_job import TrainingJob
-from .unfinished import last_checkpoint
+from .predict import Predictor, load_predictor, make_predictor
+from .registry import CARD, DESCRIPTION, WEIGHTS
+from .tracking import RunLog
 
 
 def publish(
@@ -48,8 +49,8 @@ def publish(
     threshold = best_threshold(make_predictor(net, side_px), dev_split)  # selected on dev, also used on test
     predictor = make_predictor(net, side_px, description={"threshold": threshold})
     scores = _score_splits(store, predictor, train_split, dev_split, run_log, log)
-    for split, split_scores in scores.items():
-        _log_scores(split, split_scores, threshold, facts["steps"], run_log, log)
+    for split_scores in scores.values():
+        _log_scores(split_scores, facts["steps"], run_log, log)
     weights = safetensors.torch.save(checkpoint.model_weights(net))
     digests = {"train": train_split.digest, **{split: found["dataset"] for split, found in scores.items()}}
     content: dict[str, Any] = {
@@ -63,15 +64,17 @@ def publish(
         "metrics": scores,
         "torch": torch.__version__,
     }
-    card = _log_reports(store, profile, content, predictor, dev_split, run_log)
+    indexes = {split: json.loads(store.read(paths.index_json(split))) for split in digests}
+    card = report.model_card(profile, content, indexes)
+    run_log.file("metrics.json", json.dumps(scores, indent=1).encode())
+    run_log.file(CARD, card.encode())
+    run_log.file("dev_predictions.png", report.encode_png(report.overlay_sheet(predictor, dev_split)))
     _log_checkpoint(store, job, run_log)
-    champion_tags = _score_champion(job, store, predictor, dev_split, run_log, log)
-    tags = {**job.tags, **_version_tags(content), **champion_tags}
-    sample = dev_split[0]
-    example = encode_jpeg(fit(sample.image, side_px), 90), sample.text
-    content["version"] = _register(job, weights, content, card, example, tags)
-    store.write(f"{job.output}/{WEIGHTS}", weights)
-    store.write(f"{job.output}/{DESCRIPTION}", json.dumps(content, indent=1).encode())
+    with open_split(store, "test") if "test" in scores else nullcontext(dev_split) as split:
+        champion_tags = _score_champion(split, job, predictor, run_log, log)
+    content["version"] = _register(job, weights, content, card, dev_split, champion_tags)
+    store.write(f"{OUTPUT}/{WEIGHTS}", weights)
+    store.write(f"{OUTPUT}/{DESCRIPTION}", json.dumps(content, indent=1).encode())
     name = profile.mlflow.registered_model
     log(f"registered as {name} version {content['version']}, alias {registry.CHALLENGER}")
     return content
@@ -97,10 +100,9 @@ def _score_splits(
     return scores
 
 
-def _log_scores(
-    split: str, scores: Mapping[str, Any], threshold: float, step: int, run_log: RunLog, log: Log
-) -> None:
+def _log_scores(scores: Mapping[str, Any], step: int, run_log: RunLog, log: Log) -> None:
     """Log one split's scores as MLflow metrics and as one line."""
+    split = scores["split"]
     values = {f"{split}_{key}": value for key, value in scores["model"].items()}
     values[f"{split}_shuffled_iou"] = scores["shuffled"]
     values[f"{split}_blind_iou"] = scores["blind"]
@@ -110,7 +112,7 @@ def _log_scores(
     low, high = scores["intervals"]["mean_iou"]
     log(
         f"{split}: mean IoU {scores['model']['mean_iou']:.3f} (95% interval {low:.3f} to {high:.3f}), "
-        f"overall {scores['model']['overall_iou']:.3f} at threshold {threshold:g}; trivial masks "
+        f"overall {scores['model']['overall_iou']:.3f} at threshold {scores['threshold']:g}; trivial masks "
         f"{baselines}; shuffled instructions {scores['shuffled']:.3f}, none {scores['blind']:.3f}"
     )
 
@@ -125,78 +127,51 @@ def _summary(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _log_reports(
-    store: Store,
-    profile: Profile,
-    content: Mapping[str, Any],
-    predictor: Predictor,
-    dev_split: Split,
-    run_log: RunLog,
-) -> str:
-    """Log the metrics, the model card and an image of dev predictions; return the card."""
-    indexes = {split: json.loads(store.read(paths.index_json(split))) for split in content["dataset"]}
-    card = report.model_card(profile, content, indexes)
-    run_log.file("metrics.json", json.dumps(content["metrics"], indent=1).encode())
-    run_log.file("card.md", card.encode())
-    run_log.file("dev_predictions.png", report.encode_png(report.overlay_sheet(predictor, dev_split)))
-    return card
-
-
-def _version_tags(content: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags that `promotion.promote` reads, and the datasets' digests."""
-    summary = content["summary"]
-    return {
-        "dev_iou": repr(summary["dev_iou"]),
-        "baseline_iou": repr(max(summary["baselines"].values())),
-        "shuffled_iou": repr(summary["shuffled_iou"]),
-        **{f"dataset_{split}": digest for split, digest in content["dataset"].items()},
-    }
-
-
 def _register(
     job: TrainingJob,
     weights: bytes,
     content: Mapping[str, Any],
     card: str,
-    example: tuple[bytes, str],
-    tags: Mapping[str, str],
+    dev_split: Split,
+    champion_tags: Mapping[str, str],
 ) -> str:
-    """Register the model from files in a temporary folder; return its version."""
+    """Register the model from files in a temporary folder; return its version.
+
+    Its tags are those that `promotion.promote` reads, and the datasets' digests. Its input example is the
+    first dev sample.
+    """
+    summary, sample = content["summary"], dev_split[0]
+    tags = {
+        **job.tags,
+        "dev_iou": repr(summary["dev_iou"]),
+        "baseline_iou": repr(max(summary["baselines"].values())),
+        "shuffled_iou": repr(summary["shuffled_iou"]),
+        **{f"dataset_{split}": digest for split, digest in content["dataset"].items()},
+        **champion_tags,
+    }
+    example = encode_jpeg(fit(sample.image, job.profile.train.side_px), 90), sample.text
     with tempfile.TemporaryDirectory(prefix="bananagrams-") as name:
         folder = Path(name)
         (folder / WEIGHTS).write_bytes(weights)
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=1), encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
-        return registry.register(
-            job.tracking_uri, job.profile, job.mlflow_run_id, folder, example, tags, card
-        )
+        return registry.register(job.tracking_uri, job.profile, job.mlflow_run_id, folder, example, tags)
 
 
 def _score_champion(
-    job: TrainingJob, store: Store, predictor: Predictor, dev_split: Split, run_log: RunLog, log: Log
+    split: Split, job: TrainingJob, predictor: Predictor, run_log: RunLog, log: Log
 ) -> dict[str, str]:
     """Log the IoU per sample of this model and of the current champion, for `promotion.promote`.
 
-    Use test, or dev if there is no test split. Return the tag with the champion's version, if it was scored.
+    Return the tag with the champion's version, if it was scored.
     """
-    try:
-        with open_split(store, "test") as test_split:
-            return _score_champion_on(test_split, job, predictor, run_log, log)
-    except DatasetError:
-        return _score_champion_on(dev_split, job, predictor, run_log, log)
-
-
-def _score_champion_on(
-    split: Split, job: TrainingJob, predictor: Predictor, run_log: RunLog, log: Log
-) -> dict[str, str]:
     own = sample_ious(predictor, split)
-    run_log.file(registry.OWN_IOUS, json.dumps(own.as_json()).encode())
+    run_log.file(registry.OWN_IOUS, json.dumps(asdict(own)).encode())
     uri, profile = job.tracking_uri, job.profile
     version = registry.find_version(uri, profile, registry.CHAMPION)
     if version is None:
         return {}
-    client = connect(uri)
-    other = registry.read_sample_ious(client, registry.get_version(client, profile, version).run_id)
+    other = registry.read_sample_ious(uri, registry.get_version(uri, profile, version).run_id)
     if other is None or other.dataset != own.dataset:
         try:
             champion = load_predictor(registry.download_model(uri, profile, version))
@@ -204,7 +179,7 @@ def _score_champion_on(
             log(f"the champion, version {version}, cannot be scored on {split.name}: {error}")
             return {}
         other = sample_ious(champion, split)
-        run_log.file(registry.CHAMPION_IOUS, json.dumps(other.as_json()).encode())
+        run_log.file(registry.CHAMPION_IOUS, json.dumps(asdict(other)).encode())
     log(f"the champion, version {version}, has {split.name} mean IoU {other.mean():.3f} on these samples")
     return {"champion_version": version}
 
@@ -213,7 +188,4 @@ def _log_checkpoint(store: Store, job: TrainingJob, run_log: RunLog) -> None:
     """Copy the last checkpoint to the MLflow run, so that `bananagrams train --resume` can use it later."""
     if name := last_checkpoint(store, job.mlflow_run_id):
         for file in store.list(f"{name}/"):
-            with store.local_path(file) as path, tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
-                copy = Path(folder) / file.rpartition("/")[2]
-                shutil.copyfile(path, copy)
-                run_log.copy_file(copy, f"checkpoint/{name.rpartition('/')[2]}")
+            run_log.file(f"checkpoint/{file.removeprefix(f'{OUTPUT}/checkpoints/')}", store.read(file))

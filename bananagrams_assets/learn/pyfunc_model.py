@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from bananagrams_assets.learn.predictor import MAX_PIXELS, encode_soft, load_predictor, predict_masks
+from bananagrams_assets.learn.predict import MAX_PIXELS, encode_soft, load_predictor, predict_masks
 from bananagrams_assets.vision.images import RGB, ImageError, decode, encode_png_mask
 
 

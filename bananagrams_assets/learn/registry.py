@@ -20,6 +20,8 @@ DECISION, WITHDRAWN = "decision", "withdrawn"
 """Tags of a version: the reason of the latest decision about the champion, and when it was withdrawn."""
 OWN_IOUS, CHAMPION_IOUS = "samples.json", "champion_samples.json"
 """Artifacts of a run: IoU per sample of its own model, and of the champion at that time."""
+WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "card.md"
+"""Files of a published model."""
 REQUIREMENTS = (
     "mlflow", "torch", "torchvision", "open_clip_torch", "safetensors", "numpy", "opencv-python-headless",
     "pillow", "pandas", "pydantic", "pyyaml",
@@ -38,12 +40,10 @@ def register(
     folder: Path,
     example: tuple[bytes, str],
     tags: Mapping[str, str],
-    card: str,
 ) -> str:
     """Log the model in `folder` to the run and register it as `challenger`; return its version.
 
-    `example` is the bytes of an image file and an instruction. `card` is the version's description in
-    Markdown.
+    `example` is the bytes of an image file and an instruction. The card is the version's description.
     """
     client = connect(tracking_uri)
     import mlflow
@@ -51,9 +51,8 @@ def register(
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    from .predictor import CARD, DESCRIPTION, WEIGHTS
-
     package = Path(__file__).parents[1]
+    files = {"weights": WEIGHTS, "description": DESCRIPTION, "card": CARD}
     signature = ModelSignature(
         Schema([ColSpec("binary", "image"), ColSpec("string", "instruction")]),
         Schema([ColSpec("binary", "mask")]),
@@ -64,11 +63,7 @@ def register(
         logged = mlflow.pyfunc.log_model(
             name="mask_model",
             python_model=str(package / "learn" / "pyfunc_model.py"),
-            artifacts={
-                "weights": str(folder / WEIGHTS),
-                "description": str(folder / DESCRIPTION),
-                "card": str(folder / CARD),
-            },
+            artifacts={key: str(folder / file) for key, file in files.items()},
             code_paths=[str(package)],
             signature=signature,
             input_example=pd.DataFrame({"image": [example[0]], "instruction": [example[1]]}),
@@ -77,6 +72,7 @@ def register(
     name = profile.mlflow.registered_model
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
+    card = (folder / CARD).read_text(encoding="utf-8")
     version = client.create_model_version(
         name, logged.model_uri, run_id, tags=dict(tags), description=card, model_id=logged.model_id
     )
@@ -90,10 +86,9 @@ def find_version(tracking_uri: str, profile: Profile, alias_or_version: str) -> 
     from mlflow.exceptions import MlflowException
 
     name = profile.mlflow.registered_model
+    get = client.get_model_version if alias_or_version.isdigit() else client.get_model_version_by_alias
     try:
-        if alias_or_version.isdigit():
-            return str(client.get_model_version(name, alias_or_version).version)
-        return str(client.get_model_version_by_alias(name, alias_or_version).version)
+        return str(get(name, alias_or_version).version)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -129,24 +124,25 @@ def read_decision(tracking_uri: str, profile: Profile, alias: str) -> tuple[str 
     version = find_version(tracking_uri, profile, alias)
     if version is None:
         return None, ""
-    tags = get_version(connect(tracking_uri), profile, version).tags
+    tags = get_version(tracking_uri, profile, version).tags
     return version, tags.get(DECISION, "not compared yet")
 
 
-def get_version(client: Any, profile: Profile, version: str) -> Any:
+def get_version(tracking_uri: str, profile: Profile, version: str) -> Any:
     """Return MLflow's `ModelVersion`. Raise RegistryError if it does not exist."""
+    client = connect(tracking_uri)
     from mlflow.exceptions import MlflowException
 
+    name = profile.mlflow.registered_model
     try:
-        return client.get_model_version(profile.mlflow.registered_model, version)
+        return client.get_model_version(name, version)
     except MlflowException as error:
-        raise RegistryError(
-            f"{profile.mlflow.registered_model} has no version {version}: {error.message}"
-        ) from None
+        raise RegistryError(f"{name} has no version {version}: {error.message}") from None
 
 
-def read_sample_ious(client: Any, run_id: str, name: str = OWN_IOUS) -> SampleIoUs | None:
+def read_sample_ious(tracking_uri: str, run_id: str, name: str = OWN_IOUS) -> SampleIoUs | None:
     """Read a run's artifact OWN_IOUS or CHAMPION_IOUS; return None if the run has none."""
+    client = connect(tracking_uri)
     from mlflow.exceptions import MlflowException
 
     if not any(item.path == name for item in client.list_artifacts(run_id)):

@@ -14,7 +14,7 @@ from ..config import Profile
 from ..vision.images import RGB, fit, resize
 from .dataset import DecodedSample, Split
 from .metrics import ious, pixel_counts
-from .predictor import THRESHOLD, Predictor, Probability, predict_masks
+from .predict import Predictor, Probability, predict_masks
 
 TILE_PX = 240
 SAMPLES = 12
@@ -90,19 +90,18 @@ def model_card(profile: Profile, content: Mapping[str, Any], indexes: Mapping[st
         name=profile.mlflow.registered_model,
         model=profile.model,
         train=profile.train,
-        threshold=content.get("threshold", THRESHOLD),
+        threshold=content["threshold"],
         summary=content["summary"],
         dataset=content["dataset"],
         indexes=indexes,
         rows=rows,
-        intervals=any("intervals" in scores for scores in content["metrics"].values()),
         license="; ".join(sorted({index.get("license") or "not stated" for index in indexes.values()})),
     )
 
 
 def _with_interval(scores: Mapping[str, Any], name: str, value: float) -> str:
-    interval = scores.get("intervals", {}).get(name)
-    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    low, high = scores["intervals"][name]
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _row(sample: DecodedSample, probability: Probability, threshold: float) -> RGB:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelSettings
-from .weights import WeightsError, fetch_error, first_line, read_state_dict
+from .weights import WeightsError, fetch_error, first_line, read_weights
 
 CACHE_BYTES = 256 * 2**20
 HUB_TIMEOUT_S = 5
@@ -200,7 +200,9 @@ def build_text_encoder(settings: ModelSettings, fetch: bool = True) -> TextEncod
         tower = model.text
         tower.output_tokens = True
         if _is_path(weights):
-            _load_tower(tower, weights)
+            # A file of the tower alone, or of a CLIP model in either of open_clip's two layouts.
+            own = tower.state_dict()
+            tower.load_state_dict(read_weights("model.text_weights", weights, name, own, prefix="text."))
         return TextTower(name, tower, settings.text_context, settings.train_text_layers)
 
 
@@ -219,21 +221,6 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 def _is_path(weights: str) -> bool:
     return weights != "none" and ("/" in weights or weights.endswith((".safetensors", ".pt", ".pth", ".bin")))
-
-
-def _load_tower(tower: nn.Module, path: str) -> None:
-    """Load a file of the tower alone, or of a CLIP model in either of open_clip's two layouts."""
-    state = read_state_dict(path)
-    own = tower.state_dict()
-    unprefixed = {name.removeprefix("text."): value for name, value in state.items()}
-    state = {name: value for name, value in unprefixed.items() if name in own}
-    wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
-    if wrong:
-        raise WeightsError(
-            f"model.text_weights: {path} has another architecture: {len(wrong)} of {len(own)} tensors "
-            f"are missing or have another shape, first {wrong[0]}"
-        )
-    tower.load_state_dict(state)
 
 
 def _transformer_layers(name: str, tower: nn.Module) -> nn.ModuleList:

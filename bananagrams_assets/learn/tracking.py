@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -161,9 +160,7 @@ class RunLog:
         self._system_metrics.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._system_metrics.finish()
         try:
             self._send_queue()
@@ -173,17 +170,14 @@ class RunLog:
                     f"the last metrics could not be sent to MLflow at {self._uri}: {failure}"
                 ) from None
 
-    def settings(
-        self, sections: Mapping[str, Any], document: Mapping[str, Any], extra: Mapping[str, Any]
-    ) -> None:
-        """Log the settings in `sections` and `extra` as parameters, and the profile `document` as a file."""
+    def settings(self, parameters: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+        """Log `parameters` (nested) under their dotted paths, and the profile `document` as a file."""
         import yaml
         from mlflow.entities import Param
 
-        values = {**dict(flatten(sections)), **extra}
         # A resumed run has its parameters already, and MLflow rejects a second value for a parameter.
         logged = self._client.get_run(self._run_id).data.params
-        params = [Param(key, str(value)) for key, value in values.items() if key not in logged]
+        params = [Param(key, str(value)) for key, value in flatten(parameters) if key not in logged]
         for start in range(0, len(params), _MAX_BATCH_PARAMS):
             self._client.log_batch(self._run_id, params=params[start : start + _MAX_BATCH_PARAMS])
         self.file("profile.yaml", yaml.safe_dump(dict(document), sort_keys=False).encode())
@@ -229,11 +223,8 @@ class RunLog:
         with tempfile.TemporaryDirectory(prefix="bananagrams-") as folder:
             path = Path(folder) / Path(name).name
             path.write_bytes(data)
-            self.copy_file(path, str(Path(name).parent))
-
-    def copy_file(self, path: Path, folder: str) -> None:
-        """Log a local file as an artifact in a folder of the run (`.` for its root)."""
-        self._client.log_artifact(self._run_id, str(path), None if folder == "." else folder)
+            parent = str(Path(name).parent)
+            self._client.log_artifact(self._run_id, str(path), None if parent == "." else parent)
 
     def _send_queue(self) -> None:
         while self._queue:

@@ -1,6 +1,6 @@
 """Train the mask network: `python -m bananagrams_assets.learn.train --job JOB.json`, alone or under torchrun.
 
-The job file (see job_file.write_job) contains profile, store, MLflow run and the checkpoint to resume from.
+The job file (see job_file.TrainingJob) contains profile, store, MLflow run and the checkpoint to resume from.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -17,14 +18,27 @@ from typing import Any
 import torch
 
 from ..config import TrainSettings
+from ..errors import BananagramsError
 from ..progress import Log
 from ..storage.open_store import open_store
 from ..storage.store import StoreError
-from . import job_file, launch, tracking
+from . import launch, tracking
 from .dataset import Split, open_split
 from .distributed import DistributedContext, catch_stop_signals, distributed_context, retain_freed_memory
-from .training_job import TrainingError, TrainingInterrupted, TrainingJob, read_job
-from .training_run import TrainingRun
+from .job_file import TrainingJob, read_job, write_failure
+from .training_run import TrainingError, TrainingRun
+
+
+class TrainingInterrupted(BananagramsError, RuntimeError):
+    """SIGTERM or SIGINT ended the training after it had written a checkpoint."""
+
+    def __init__(self, signal_number: int, step: int, total: int, checkpoint: str) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(
+            f"stopped by {name} after step {step} of {total}; "
+            f"resume with `bananagrams train --resume {checkpoint}`"
+        )
+        self.signal_number = signal_number
 
 
 def train(job: TrainingJob, context: DistributedContext, log: Log) -> dict[str, Any] | None:
@@ -139,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
             # The launcher shows this message; a traceback would hide it.
             print(error, file=sys.stderr, flush=True)
             if not isinstance(error, StoreError):  # a retry may fix a StoreError, but no other error
-                job_file.write_failure(file, str(error))
+                write_failure(file, str(error))
             return 1
         finally:
             if context.rank == 0:

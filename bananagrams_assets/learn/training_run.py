@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainSettings
+from ..errors import BananagramsError
 from ..progress import Log
 from ..storage import paths
 from ..storage.store import Store
@@ -21,16 +22,20 @@ from . import checkpoint, report
 from .dataset import Batch, Split, StepSampler, TrainingSet, data_loader
 from .distributed import DistributedContext, data_parallel, mean_over_ranks, no_gradient_sync
 from .evaluate import DevScorer
+from .job_file import OUTPUT, TrainingJob
 from .losses import mask_loss
 from .network import MaskNet
 from .optimizer import EMA, autocast_precision, lr_multiplier, make_optimizer, should_compile, total_steps
-from .predictor import make_predictor
+from .predict import make_predictor
 from .publish import model_sections, publish
 from .tracking import RunLog
-from .training_job import TrainingError, TrainingJob
 
 MAX_SHEETS = 20
 """Maximum number of sheets of dev predictions that a training logs, evenly spaced over its steps."""
+
+
+class TrainingError(BananagramsError, RuntimeError):
+    """A training cannot start or continue; the message gives the reason and the remedy."""
 
 
 class TrainingRun:
@@ -54,7 +59,7 @@ class TrainingRun:
         self.train_split, self.dev_split = train_split, dev_split
         self.dev_scorer = DevScorer(dev_split, train_split, settings, context.rank, context.world_size)
         self.total = total_steps(len(train_split), settings)
-        self.checkpoints, self.prefix = f"{job.output}/checkpoints", job.mlflow_run_id[:8]
+        self.checkpoints, self.prefix = f"{OUTPUT}/checkpoints", job.mlflow_run_id[:8]
         self.run_log: RunLog | None = None
 
         torch.manual_seed(settings.seed)
@@ -84,8 +89,8 @@ class TrainingRun:
     def log_inputs(self) -> None:
         """Log settings and datasets to MLflow (on rank 0) and a summary line."""
         if self.run_log:
-            extra = {"dataset": self.train_split.digest, "devices": self.context.world_size}
-            self.run_log.settings(model_sections(self.job.profile), self.job.document, extra)
+            facts = {"dataset": self.train_split.digest, "devices": self.context.world_size}
+            self.run_log.settings({**model_sections(self.job.profile), **facts}, self.job.document)
             for split, use in ((self.train_split, "training"), (self.dev_split, "validation")):
                 self.run_log.dataset(split, self.store.describe(paths.index_json(split.name)), use)
         parameters = sum(parameter.numel() for parameter in self.net.parameters() if parameter.requires_grad)
@@ -195,7 +200,7 @@ class TrainingRun:
         """Load a checkpoint and the best dev IoU of its run. Raises CheckpointError and TrainingError."""
         state = checkpoint.load(self.store, name, self.net, self.optimizer, self.ema)
         self.first_step = state["step"]
-        best_name = best_checkpoint(name)
+        best_name = name.rstrip("/").rpartition("-")[0] + "-best"  # …/1a2b3c4d-000100 → …/1a2b3c4d-best
         if checkpoint.exists(self.store, best_name):
             best = checkpoint.read_state(self.store, best_name)
             self.best, self.best_name = {"step": best["step"], "dev_iou": best["dev_iou"]}, best_name
@@ -277,8 +282,3 @@ def check_finite(loss: Tensor, batch: Batch, step: int) -> None:
             f"the loss of step {step} is {loss.item()}: lower train.learning_rate or check its samples: "
             + "; ".join(f"{key} {text[:60]!r}" for key, text in zip(batch.keys, batch.texts, strict=True))
         )
-
-
-def best_checkpoint(name: str) -> str:
-    """Return the name of the best checkpoint of the same run: `…/1a2b3c4d-000100` → `…/1a2b3c4d-best`."""
-    return name.rstrip("/").rpartition("-")[0] + "-best"

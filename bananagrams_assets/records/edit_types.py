@@ -67,7 +67,6 @@ EDIT_TYPES = tuple(
         ("Geometric", "geometric", "outpainting", "Outpainting (extend canvas beyond boundaries)"),
     )
 )
-SCOPES = ("local", "global", "geometric")
 
 _STOP_WORDS = frozenset({"a", "an", "and", "existing", "for", "is", "of", "or", "s", "the", "to", "with"})
 _SPELLINGS = {"colour": "color", "colours": "colors", "jewellery": "jewelry", "stickerify": "sticker ify"}
@@ -79,8 +78,7 @@ def edit_type(name: str) -> EditType:
     Case, accents, punctuation, arrows, quotes, stop words and text in brackets are ignored. The name may be
     shorter or longer than the type's, or have another word order, as long as exactly one type matches.
     """
-    match = _lookup(name)
-    return match if match is not None else EditType(" ".join(name.split()), "unknown", "")
+    return _lookup(name) or EditType(" ".join(name.split()), "unknown", "")
 
 
 def allowed_names(names: Iterable[str]) -> frozenset[str]:
@@ -95,7 +93,7 @@ def _lookup_or_raise(name: str) -> EditType:
     match = _lookup(name)
     if match is not None:
         return match
-    by_words = {_words(form): type_ for type_ in EDIT_TYPES for form in (type_.name, type_.short)}
+    by_words, _ = _tables()
     close = difflib.get_close_matches(_words(name), by_words, n=4, cutoff=0.3)
     types = dict.fromkeys(by_words[words] for words in close)
     if not types:
@@ -109,19 +107,15 @@ def _lookup_or_raise(name: str) -> EditType:
 
 @functools.lru_cache(maxsize=4096)
 def _lookup(name: str) -> EditType | None:
-    exact, without_brackets, by_short = _tables()
-    words = _words(name)
+    by_words, by_core = _tables()
+    words, core = _words(name), _core(name)
     if not words:
         return None
-    for table in (exact, by_short):
-        if words in table:
-            return table[words]
-    core = _core(name)
-    if core in without_brackets:
-        return without_brackets[core]
+    if match := by_words.get(words) or by_core.get(core):
+        return match
     matches = [
         type_
-        for other, type_ in without_brackets.items()
+        for other, type_ in by_core.items()
         if other and core and (f"{core} ".startswith(f"{other} ") or f"{other} ".startswith(f"{core} "))
     ]
     if not matches:
@@ -132,13 +126,10 @@ def _lookup(name: str) -> EditType | None:
 
 
 @functools.cache
-def _tables() -> tuple[dict[str, EditType], dict[str, EditType], dict[str, EditType]]:
-    """Return the types by the words of the name, by the core of the name and by the short name."""
-    return (
-        {_words(type_.name): type_ for type_ in EDIT_TYPES},
-        {_core(type_.name): type_ for type_ in EDIT_TYPES},
-        {_words(type_.short): type_ for type_ in EDIT_TYPES},
-    )
+def _tables() -> tuple[dict[str, EditType], dict[str, EditType]]:
+    """Return the types by the words of the name or of the short name, and by the core of the name."""
+    by_words = {_words(form): type_ for type_ in EDIT_TYPES for form in (type_.name, type_.short)}
+    return by_words, {_core(type_.name): type_ for type_ in EDIT_TYPES}
 
 
 def _core(name: str) -> str:

@@ -25,7 +25,10 @@ REQUIRED = ("text", "output_image", "edit_type", "summarized_text")
 
 _UNKNOWN = EditType("unknown", "unknown", "")
 _SLUG_LENGTH = 48
+_URL, _PROMPTS = "open_image_input_url", "metadata_edit_turn_prompts"
 _FIRST, _LAST = "original_input_image", "final_image"
+_MISSING = object()
+"""The value of a field that a record lacks."""
 _TURN = re.compile(r"edit_turn([1-9][0-9]{0,3})")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
@@ -38,6 +41,7 @@ class Source:
     folder: Path | None
     cdn_prefix: str
     photos: Photos
+    assign_shard: ShardAssigner
     attribution_of: Callable[[str], str] = lambda url: ""
     """Photo URL → attribution line from the manifest's own list, "" if unknown."""
 
@@ -57,7 +61,7 @@ class _LineError(ValueError):
     pass
 
 
-def parse_line(data: bytes, line: int, source: Source, assign_shard: ShardAssigner) -> list[Record | Reject]:
+def parse_line(data: bytes, line: int, source: Source) -> list[Record | Reject]:
     """Parse one line of a manifest; never raises. `line` counts from 1.
 
     A multi-turn line gives one record per turn, in order. A turn without a usable prompt is one reject. A
@@ -68,9 +72,9 @@ def parse_line(data: bytes, line: int, source: Source, assign_shard: ShardAssign
         content = _json_object(data)
         if isinstance(content.get("output_image"), str):
             output_image = content["output_image"].encode("utf-8", "replace").decode()
-        if "files" in content or "metadata_edit_turn_prompts" in content:
-            return _parse_chain(content, line, source, assign_shard)
-        return [_parse_single(content, line, source, assign_shard)]
+        if "files" in content or _PROMPTS in content:
+            return _parse_chain(content, line, source)
+        return [_parse_single(content, line, source)]
     except _LineError as error:
         return [Reject(source.name, line, str(error), output_image)]
 
@@ -86,43 +90,34 @@ def record_key(kind: str, output_image: str) -> str:
     return f"{kind}-{slug or 'picture'}-{digest}"
 
 
-def _parse_single(content: dict[str, Any], line: int, source: Source, assign_shard: ShardAssigner) -> Record:
-    text, output_image, type_name, summary = (_text(content, name) for name in REQUIRED)
-    before = _photo(
-        source, content, "open_image_input_url", content.get("local_input_image") if source.folder else None
-    )
+def _parse_single(content: dict[str, Any], line: int, source: Source) -> Record:
+    text, output_image, type_name, summary = (_text(name, content.get(name, _MISSING)) for name in REQUIRED)
+    local = content.get("local_input_image") if source.folder else None
+    before = _photo(source, _URL, content.get(_URL, _MISSING), local)
     kind = "preference" if "rejected_images" in content else "sft"
     name, type_ = _relative("output_image", output_image), edit_type(type_name)
-    return _record(kind, 0, before, name, type_, text, summary, line, source, assign_shard)
+    return _record(kind, 0, before, name, type_, text, summary, line, source)
 
 
-def _parse_chain(
-    content: dict[str, Any], line: int, source: Source, assign_shard: ShardAssigner
-) -> list[Record | Reject]:
+def _parse_chain(content: dict[str, Any], line: int, source: Source) -> list[Record | Reject]:
     images = _chain_images(content)
-    prompts = _list(content, "metadata_edit_turn_prompts")
+    prompts = _list(_PROMPTS, content.get(_PROMPTS, _MISSING))
     if len(prompts) != len(images) - 1:
-        raise _LineError(
-            f"not one prompt per turn: {len(prompts)} metadata_edit_turn_prompts for {len(images) - 1} turns"
-        )
+        raise _LineError(f"not one prompt per turn: {len(prompts)} {_PROMPTS} for {len(images) - 1} turns")
     first = images[0]
     is_local = bool(source.folder) and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", first)
     local = content.get("local_input_image") if source.folder else None
-    before = _photo(
-        source, {_FIRST: None if is_local else first}, _FIRST, local or (first if is_local else None)
-    )
+    before = _photo(source, _FIRST, None if is_local else first, local or (first if is_local else None))
     names = [_relative("url of an edited image", name) for name in images[1:]]
     parsed: list[Record | Reject] = []
     for turn, (name, prompt) in enumerate(zip(names, prompts, strict=True), start=1):
         try:
-            text = _text({"prompt of a turn": prompt}, "prompt of a turn")
+            text = _text("prompt of a turn", prompt)
         except _LineError as error:
             parsed.append(Reject(source.name, line, f"{error}: turn {turn}", name))
         else:
             # A prompt serves as its own summary, because prompts are as short as summaries.
-            parsed.append(
-                _record("multi-turn", turn, before, name, _UNKNOWN, text, text, line, source, assign_shard)
-            )
+            parsed.append(_record("multi-turn", turn, before, name, _UNKNOWN, text, text, line, source))
         before = _next_input(source, name, before)
     return parsed
 
@@ -130,27 +125,27 @@ def _parse_chain(
 def _chain_images(content: dict[str, Any]) -> list[str]:
     """Return the names of a multi-turn record's images: the photo, then the edited image of each turn."""
     urls: dict[str, str] = {}
-    for file in _list(content, "files"):
+    for file in _list("files", content.get("files", _MISSING)):
         if not isinstance(file, dict):
             raise _LineError(f"files has an entry that is not an object but a {type(file).__name__}")
-        name = _text(file, "id", "id of a file")
+        name = _text("id of a file", file.get("id", _MISSING))
         if name in urls:
             raise _LineError(f"files has an image twice: {name[:200]!r}")
         if name not in (_FIRST, _LAST) and not _TURN.fullmatch(name):
             raise _LineError(f"files has an image with an unknown id: {name[:200]!r}")
-        urls[name] = _text(file, "url", f"url of {name}")
-    turns = [f"edit_turn{number}" for number in range(1, len(urls) - 1)]
-    for name in (_FIRST, *turns, _LAST):
+        urls[name] = _text(f"url of {name}", file.get("url", _MISSING))
+    names = [_FIRST, *(f"edit_turn{number}" for number in range(1, len(urls) - 1)), _LAST]
+    for name in names:
         if name not in urls:
             raise _LineError(f"files lacks an image: {name}")
-    return [urls[name] for name in (_FIRST, *turns, _LAST)]
+    return [urls[name] for name in names]
 
 
 def _record(
     kind: str, turn: int, before: _Input, output_image: str, type_: EditType, text: str, summary: str,
-    line: int, source: Source, assign_shard: ShardAssigner,
+    line: int, source: Source,
 ) -> Record:  # fmt: skip
-    split, shard = assign_shard(before.source_id)
+    split, shard = source.assign_shard(before.source_id)
     return Record(
         record_key(kind, output_image), kind, turn, before.source_id, split, shard, type_.name,
         type_.category, type_.scope, text, summary, before.url, _cdn_url(source, output_image), output_image,
@@ -159,14 +154,14 @@ def _record(
     )  # fmt: skip
 
 
-def _photo(source: Source, content: dict[str, Any], url_name: str, local_name: Any) -> _Input:
-    """Return the source photo, given by its URL in `content`, its file beside the manifest, or both."""
-    has_local = local_name not in (None, "")
-    has_url = content.get(url_name) not in (None, "")
-    url = _url(url_name, _text(content, url_name)) if has_url or not has_local else ""
+def _photo(source: Source, url_field: str, url_value: Any, local_value: Any) -> _Input:
+    """Return the source photo, given by its URL in `url_field`, its file beside the manifest, or both."""
+    has_local = local_value not in (None, "")
+    has_url = url_value not in (None, "", _MISSING)
+    url = _url(url_field, _text(url_field, url_value)) if has_url or not has_local else ""
     name = path = ""
     if has_local:
-        name = _relative("local_input_image", _text({"local_input_image": local_name}, "local_input_image"))
+        name = _relative("local_input_image", _text("local_input_image", local_value))
         path = _local_path(source, name)
         # The URL can replace a missing file, unless it denotes a tile of a larger photo.
         if not path and (not url or "#xywh=" in url):
@@ -212,29 +207,24 @@ def _json_object(data: bytes) -> dict[str, Any]:
     return content
 
 
-def _list(content: dict[str, Any], field: str) -> list[Any]:
-    """Return the list in a field."""
-    if field not in content:
-        raise _LineError(f"{field} is missing")
-    value = content[field]
+def _checked_type(name: str, value: Any, kind: type, kind_name: str) -> Any:
+    """Return the value of a field if it has this type; error messages call the field `name`."""
+    if value is _MISSING:
+        raise _LineError(f"{name} is missing")
     if value is None:
-        raise _LineError(f"{field} is null")
-    if not isinstance(value, list):
-        raise _LineError(f"{field} is not a list but a {type(value).__name__}")
+        raise _LineError(f"{name} is null")
+    if not isinstance(value, kind):
+        raise _LineError(f"{name} is not a {kind_name} but a {type(value).__name__}")
     return value
 
 
-def _text(content: dict[str, Any], field: str, name: str = "") -> str:
-    """Return the stripped text of a field; error messages call it `name`."""
-    name = name or field
-    if field not in content:
-        raise _LineError(f"{name} is missing")
-    value = content[field]
-    if value is None:
-        raise _LineError(f"{name} is null")
-    if not isinstance(value, str):
-        raise _LineError(f"{name} is not a string but a {type(value).__name__}")
-    text = value.strip()
+def _list(name: str, value: Any) -> list[Any]:
+    return list(_checked_type(name, value, list, "list"))
+
+
+def _text(name: str, value: Any) -> str:
+    """Return the stripped text of a field."""
+    text = str(_checked_type(name, value, str, "string")).strip()
     if not text:
         raise _LineError(f"{name} is empty")
     try:

@@ -12,11 +12,12 @@ import csv
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ..config import FetchSettings, SourceSettings
 from ..profiles import home_folder
@@ -43,6 +44,11 @@ _INDEXES = """
     CREATE INDEX photographs_by_url ON photographs (url);
     CREATE INDEX photographs_by_image ON photographs (image);
 """
+_INSERT = (
+    "INSERT INTO photographs (url, image, rotation, license, author, title, landing) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_Row: TypeAlias = "tuple[int, int, int | None, int, str, str, str]"
 _SELECT = (
     "SELECT image, rotation, title, author, name, landing FROM photographs "
     "LEFT JOIN licenses ON licenses.id = license WHERE {} = ? ORDER BY photographs.id LIMIT 1"
@@ -111,7 +117,7 @@ class Photos:
         return list(dict.fromkeys(locations))
 
     def _by_image(self, image_id: str) -> Photo | None:
-        return self._select("image", _signed(bytes.fromhex(image_id)))
+        return self._select("image", _signed(image_id))
 
     def _select(self, column: str, value: int) -> Photo | None:
         if self._database is None:
@@ -182,7 +188,19 @@ def _indexed_digest(index: Path) -> str:
 def _read_list(database: sqlite3.Connection, path: Path, name: str, log: Log) -> tuple[int, int]:
     """Stream the list into the index; return (number of photos, number of skipped rows)."""
     licenses: dict[str, int] = {}
-    photos = skipped = 0
+    counts: Counter[str] = Counter()
+
+    def rows(reader: Iterable[list[str]], columns: dict[str, int]) -> Iterator[_Row]:
+        for cells in reader:
+            row = _row(cells, columns, licenses)
+            if row is None:
+                counts["skipped"] += bool(cells)
+                continue
+            yield row
+            counts["photos"] += 1
+            if counts["photos"] % 500_000 == 0:
+                log(f"{name}: {counts['photos']:,} photos read")
+
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file)
         try:
@@ -193,37 +211,13 @@ def _read_list(database: sqlite3.Connection, path: Path, name: str, log: Log) ->
                     "train-images-boxable-with-rotation.csv of Open Images?"
                 )
             columns = {column: index for index, column in enumerate(header)}
-            batch = []
-            for cells in reader:
-                row = _row(cells, columns, licenses)
-                if row is None:
-                    skipped += bool(cells)
-                    continue
-                batch.append(row)
-                photos += 1
-                if len(batch) == 1000:
-                    _insert(database, batch)
-                    batch.clear()
-                if photos % 500_000 == 0:
-                    log(f"{name}: {photos:,} photos read")
+            database.executemany(_INSERT, rows(reader, columns))
         except csv.Error as error:
             raise SourceError(f"{name}: line {reader.line_num}: not CSV: {error}") from error
-        _insert(database, batch)
-    if not photos:
+    if not counts["photos"]:
         raise SourceError(f"{name}: the list has no photos")
     database.executemany("INSERT INTO licenses (name, id) VALUES (?, ?)", licenses.items())
-    return photos, skipped
-
-
-_Row = tuple[int, int, "int | None", int, str, str, str]
-
-
-def _insert(database: sqlite3.Connection, rows: list[_Row]) -> None:
-    database.executemany(
-        "INSERT INTO photographs (url, image, rotation, license, author, title, landing) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        rows,
-    )
+    return counts["photos"], counts["skipped"]
 
 
 def _row(cells: list[str], columns: dict[str, int], licenses: dict[str, int]) -> _Row | None:
@@ -245,7 +239,7 @@ def _row(cells: list[str], columns: dict[str, int], licenses: dict[str, int]) ->
         return None
     licence = licenses.setdefault(cell("License"), len(licenses))
     return (
-        url_digest, _signed(bytes.fromhex(image)), _degrees(cell("Rotation")), licence, cell("Author"),
+        url_digest, _signed(image), _degrees(cell("Rotation")), licence, cell("Author"),
         cell("Title"), cell("OriginalLandingURL"),
     )  # fmt: skip
 
@@ -263,9 +257,9 @@ def _url_digest(url: str) -> int:
     """Return a 64-bit digest of a photo's URL, the same for http and https because Flickr serves both."""
     if url[:5].lower() == "http:":
         url = "https" + url[4:]
-    return _signed(bytes.fromhex(source_id(url)))
+    return _signed(source_id(url))
 
 
-def _signed(digest: bytes) -> int:
-    """Return the digest as a signed integer, because SQLite's integers are signed."""
-    return int.from_bytes(digest, "big", signed=True)
+def _signed(hex_digits: str) -> int:
+    """Return 16 hex digits as a signed integer, because SQLite's integers are signed."""
+    return int.from_bytes(bytes.fromhex(hex_digits), "big", signed=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 LOCAL = "local:"
 """Prefix of an input candidate that is a local path."""
 
 
 class Record(NamedTuple):
-    """An edited pair of a manifest; the columns of `manifest/<shard>.parquet`, in order.
+    """An edited pair of a manifest, and a row of `manifest/<shard>.parquet`.
 
     The input is the first of `input_candidates` (`local:<path>` or a URL) that can be read. The edited image
     is `local_output` unless that is empty, else `output_url`. `source_id` identifies the source photo and
@@ -39,6 +39,10 @@ class Record(NamedTuple):
     attribution: str
     rotation: int | None
     input_candidates: list[str]
+
+
+MANIFEST_COLUMNS: dict[str, type] = {**get_type_hints(Record), "rotation": int}
+"""Columns of `manifest/<shard>.parquet`, in order."""
 
 
 @dataclass(frozen=True, slots=True)

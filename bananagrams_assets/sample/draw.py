@@ -31,7 +31,6 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 238),
     "black": (34, 34, 38),
 }
-KINDS = ("ball", "balloon", "star", "box", "cone", "umbrella", "heart", "mug")
 MATERIALS = ("brick", "wood", "grass", "checkerboard", "stone")
 SCENES = ("beach", "sunset", "snowy field", "night sky")
 
@@ -42,6 +41,11 @@ def to_bytes(image: Layer) -> RGB:
     """Round and clip float values 0..255 to uint8."""
     rounded: RGB = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     return rounded
+
+
+def shape_of(image: RGB) -> tuple[int, int]:
+    """Return (H, W)."""
+    return int(image.shape[0]), int(image.shape[1])
 
 
 @lru_cache(maxsize=64)
@@ -77,16 +81,12 @@ def _polygon(shape: tuple[int, ...], points: Points | list[tuple[float, float]])
     return canvas
 
 
-def _sphere(x: Layer, y: Layer, rx: float, ry: float, cy: float) -> tuple[Layer, Layer]:
+def _sphere(x: Layer, y: Layer, rx: float = 0.96, ry: float = 0.96, cy: float = 0.0) -> tuple[Layer, Layer]:
     u, v = x / rx, (y - cy) / ry
     height = np.sqrt(np.clip(1 - u * u - v * v, 0, 1))
     light = np.clip(-0.45 * u - 0.55 * v + 0.7 * height, 0, 1)
     gloss = np.exp(-((u + 0.38) ** 2 + (v + 0.42) ** 2) / 0.025)
     return (u * u + v * v <= 1).astype(np.float32), 0.45 + 0.65 * light + 0.6 * gloss
-
-
-def _ball(x: Layer, y: Layer) -> tuple[Layer, Layer]:
-    return _sphere(x, y, 0.96, 0.96, 0.0)
 
 
 def _balloon(x: Layer, y: Layer) -> tuple[Layer, Layer]:
@@ -162,7 +162,7 @@ def _mug(x: Layer, y: Layer) -> tuple[Layer, Layer]:
 
 
 _SHAPES = {
-    "ball": _ball,
+    "ball": _sphere,
     "balloon": _balloon,
     "star": _star,
     "box": _box,
@@ -171,6 +171,7 @@ _SHAPES = {
     "heart": _heart,
     "mug": _mug,
 }
+KINDS = tuple(_SHAPES)
 
 
 def noise(shape: tuple[int, int], rng: Rng, cells: float, octaves: int = 2) -> Layer:

@@ -19,10 +19,10 @@ from .drawn_objects import (
     are_disjoint,
     draw_objects,
     layer_position,
+    letter_sign,
     objects_mask,
     pick,
     random_object,
-    shape_of,
     text_layer,
     text_width,
 )
@@ -56,13 +56,7 @@ def visible_change(before: RGB, after: RGB) -> Mask:
 
 
 def _visible_edit(
-    family: str,
-    before: RGB,
-    after: RGB,
-    intended: Mask,
-    rng: Rng,
-    clean_after: bool = False,
-    **values: str,
+    family: str, before: RGB, after: RGB, intended: Mask, rng: Rng, clean_after: bool = False, **values: str
 ) -> Edit:
     """Reduce a pair to its visible change and word the instruction with `values`.
 
@@ -82,7 +76,7 @@ def _visible_edit(
     return Edit(family, before, after, mask, text, summary, is_global=False)
 
 
-def _distractors(rng: Rng, targets: list[DrawnObject], shape: tuple[int, int]) -> list[DrawnObject]:
+def _distractors(rng: Rng, targets: list[DrawnObject], tile: RGB) -> list[DrawnObject]:
     """Return up to two more objects apart from `targets`, often with the first one's kind or colour."""
     distractors: list[DrawnObject] = []
     for _ in range(int(rng.choice([0, 1, 1, 2]))):
@@ -92,7 +86,7 @@ def _distractors(rng: Rng, targets: list[DrawnObject], shape: tuple[int, int]) -
             other = replace(other, kind=targets[0].kind, color=pick(rng, draw.COLORS, targets[0].color))
         elif likeness < 0.5:
             other = replace(other, color=targets[0].color, kind=pick(rng, draw.KINDS, targets[0].kind))
-        if all(are_disjoint(other, item, shape) for item in targets + distractors):
+        if all(are_disjoint(other, item, tile) for item in targets + distractors):
             distractors.append(other)
     return distractors
 
@@ -107,36 +101,32 @@ def refer_to(target: DrawnObject, others: list[DrawnObject], rng: Rng) -> str:
 
 def _add(family: str, tile: RGB, rng: Rng) -> Edit:
     added = random_object(rng)
-    before = draw_objects(tile, _distractors(rng, [added], shape_of(tile)))
+    before = draw_objects(tile, _distractors(rng, [added], tile))
     return _visible_edit(
-        family, before, draw_objects(before, [added]), objects_mask([added], shape_of(tile)), rng,
+        family, before, draw_objects(before, [added]), objects_mask([added], tile), rng,
         a_thing=with_article(added.name), thing=added.name, in_place=IN_PLACE[added.place],
     )  # fmt: skip
 
 
 def _remove(family: str, tile: RGB, rng: Rng) -> Edit:
     removed = random_object(rng)
-    others = _distractors(rng, [removed], shape_of(tile))
+    others = _distractors(rng, [removed], tile)
     after = draw_objects(tile, others)
     return _visible_edit(
-        family, draw_objects(after, [removed]), after, objects_mask([removed], shape_of(tile)), rng,
+        family, draw_objects(after, [removed]), after, objects_mask([removed], tile), rng,
         clean_after=True, the_thing=refer_to(removed, others, rng), thing=removed.name,
     )  # fmt: skip
 
 
 def _replace(family: str, tile: RGB, rng: Rng) -> Edit:
     old = random_object(rng)
-    new = replace(
-        old,
-        kind=pick(rng, draw.KINDS, old.kind),
-        color=pick(rng, draw.COLORS, old.color),
-        seed=int(rng.integers(2**31)),
-    )
-    others = _distractors(rng, [old], shape_of(tile))
+    kind, color = pick(rng, draw.KINDS, old.kind), pick(rng, draw.COLORS, old.color)
+    new = replace(old, kind=kind, color=color, seed=int(rng.integers(2**31)))
+    others = _distractors(rng, [old], tile)
     scene = draw_objects(tile, others)
     return _visible_edit(
         family, draw_objects(scene, [old]), draw_objects(scene, [new]),
-        objects_mask([old, new], shape_of(tile)), rng,
+        objects_mask([old, new], tile), rng,
         the_thing=refer_to(old, others, rng), thing=old.name, a_new=with_article(new.name), new=new.name,
     )  # fmt: skip
 
@@ -144,11 +134,11 @@ def _replace(family: str, tile: RGB, rng: Rng) -> Edit:
 def _recolor(family: str, tile: RGB, rng: Rng) -> Edit:
     old = random_object(rng)
     new = replace(old, color=pick(rng, draw.COLORS, old.color))
-    others = _distractors(rng, [old], shape_of(tile))
+    others = _distractors(rng, [old], tile)
     scene = draw_objects(tile, others)
     return _visible_edit(
         family, draw_objects(scene, [old]), draw_objects(scene, [new]),
-        objects_mask([old], shape_of(tile)), rng,
+        objects_mask([old], tile), rng,
         the_thing=refer_to(old, others, rng), thing=old.name, color=new.color,
     )  # fmt: skip
 
@@ -156,12 +146,12 @@ def _recolor(family: str, tile: RGB, rng: Rng) -> Edit:
 def _relocate(family: str, tile: RGB, rng: Rng) -> Edit:
     old = random_object(rng)
     new = replace(old, place=pick(rng, PLACES, old.place))
-    if not are_disjoint(old, new, shape_of(tile)):
+    if not are_disjoint(old, new, tile):
         raise Invisible("relocate: the old and the new place overlap")
-    scene = draw_objects(tile, _distractors(rng, [old, new], shape_of(tile)))
+    scene = draw_objects(tile, _distractors(rng, [old, new], tile))
     return _visible_edit(
         family, draw_objects(scene, [old]), draw_objects(scene, [new]),
-        objects_mask([old, new], shape_of(tile)), rng,
+        objects_mask([old, new], tile), rng,
         the_moved=f"the {old.name}", thing=old.name, place=old.place, to_place=new.place,
     )  # fmt: skip
 
@@ -171,55 +161,58 @@ def _resize(family: str, tile: RGB, rng: Rng) -> Edit:
     large = replace(small, share=small.share * float(rng.uniform(1.8, 2.1)))
     grows = rng.random() < 0.5
     old, new = (small, large) if grows else (large, small)
-    others = _distractors(rng, [large], shape_of(tile))
+    others = _distractors(rng, [large], tile)
     scene = draw_objects(tile, others)
-    ring = objects_mask([large], shape_of(tile)) & ~objects_mask([small], shape_of(tile))
+    ring = objects_mask([large], tile) & ~objects_mask([small], tile)
     return _visible_edit(
         family, draw_objects(scene, [old]), draw_objects(scene, [new]), ring, rng,
         the_thing=refer_to(old, others, rng), thing=old.name, size="larger" if grows else "smaller",
     )  # fmt: skip
 
 
-def _region_slices(name: str, shape: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns of a region of REGIONS in an image of `shape` (H, W)."""
+def _region_of(name: str, image: RGB) -> tuple[tuple[slice, slice], Mask]:
+    """Return the rows and columns of a region of REGIONS, and its mask (H, W)."""
     left, top, right, bottom = REGIONS[name]
-    height, width = shape
-    return slice(round(top * height), round(bottom * height)), slice(
-        round(left * width), round(right * width)
-    )
+    height, width = image.shape[:2]
+    rows = slice(round(top * height), round(bottom * height))
+    columns = slice(round(left * width), round(right * width))
+    mask = np.zeros((height, width), bool)
+    mask[rows, columns] = True
+    return (rows, columns), mask
 
 
-def _region_mask(region: tuple[slice, slice], image: RGB) -> Mask:
-    mask = np.zeros(image.shape[:2], bool)
-    mask[region] = True
-    return mask
+def _fill_region(
+    family: str, tile: RGB, rng: Rng, fill: Callable[[tuple[slice, slice]], RGB], **values: str
+) -> Edit:
+    """Replace a random region by the pixels that `fill` returns for its rows and columns."""
+    name = pick(rng, REGIONS)
+    region, mask = _region_of(name, tile)
+    after = tile.copy()
+    after[region] = fill(region)
+    return _visible_edit(family, tile, after, mask, rng, clean_after=False, region=name, **values)
 
 
 def _region_color(family: str, tile: RGB, rng: Rng) -> Edit:
-    color = pick(rng, [name for name in draw.COLORS if name not in ("black", "white")])
-    name = pick(rng, REGIONS)
-    region = _region_slices(name, shape_of(tile))
-    after = tile.copy()
-    after[region] = tint(tile[region], draw.COLORS[color])
-    return _visible_edit(family, tile, after, _region_mask(region, tile), rng, region=name, color=color)
+    color = pick(rng, draw.COLORS, "black", "white")
+    return _fill_region(family, tile, rng, lambda region: tint(tile[region], draw.COLORS[color]), color=color)
 
 
 def _region_material(family: str, tile: RGB, rng: Rng) -> Edit:
     material = pick(rng, draw.MATERIALS)
-    name = pick(rng, REGIONS)
-    region = _region_slices(name, shape_of(tile))
-    after = tile.copy()
-    after[region] = draw.draw_material(material, shape_of(tile), rng)[region]
-    return _visible_edit(family, tile, after, _region_mask(region, tile), rng, region=name, material=material)
+
+    def fill(region: tuple[slice, slice]) -> RGB:
+        return draw.draw_material(material, draw.shape_of(tile), rng)[region]
+
+    return _fill_region(family, tile, rng, fill, material=material)
 
 
 def _region_scene(family: str, tile: RGB, rng: Rng) -> Edit:
     scene = pick(rng, draw.SCENES)
-    name = pick(rng, REGIONS)
-    region = _region_slices(name, shape_of(tile))
-    after = tile.copy()
-    after[region] = draw.draw_scene(scene, shape_of(tile[region]), rng)
-    return _visible_edit(family, tile, after, _region_mask(region, tile), rng, region=name, scene=scene)
+
+    def fill(region: tuple[slice, slice]) -> RGB:
+        return draw.draw_scene(scene, draw.shape_of(tile[region]), rng)
+
+    return _fill_region(family, tile, rng, fill, scene=scene)
 
 
 _CENTER_OF = {
@@ -240,12 +233,11 @@ def _keep_object(family: str, tile: RGB, rng: Rng) -> Edit:
     kept = random_object(rng, place=_CENTER_OF[name])
     scene = pick(rng, draw.SCENES)
     before = draw_objects(tile, [kept])
-    region = _region_slices(name, shape_of(tile))
+    region, mask = _region_of(name, tile)
     background = tile.copy()
-    background[region] = draw.draw_scene(scene, shape_of(tile[region]), rng)
-    intended = _region_mask(region, tile) & ~objects_mask([kept], shape_of(tile))
+    background[region] = draw.draw_scene(scene, draw.shape_of(tile[region]), rng)
     return _visible_edit(
-        family, before, draw_objects(background, [kept]), intended, rng,
+        family, before, draw_objects(background, [kept]), mask & ~objects_mask([kept], tile), rng,
         region=name, scene=scene, the_thing=f"the {kept.name}", thing=kept.name,
     )  # fmt: skip
 
@@ -280,30 +272,23 @@ def _font_color(family: str, tile: RGB, rng: Rng) -> Edit:
 def _replace_text(family: str, tile: RGB, rng: Rng) -> Edit:
     place, word = pick(rng, PLACES), pick(rng, WORDS)
     new_word = pick(rng, WORDS, word)
-    sign_color, ink = [("white", "black"), ("yellow", "black"), ("blue", "white"), ("wooden", "white")][
-        rng.integers(4)
-    ]
+    signs = [("white", "black"), ("yellow", "black"), ("blue", "white"), ("wooden", "white")]
+    sign_color, ink = signs[rng.integers(4)]
     width = text_width(place, tile, rng)
     layers = [text_layer(text, ink, round(width * 0.84)) for text in (word, new_word)]
     height = round(max(layer.shape[0] for layer in layers) * 1.5)
     if height > 0.9 * tile.shape[0]:
         raise Invisible("replace text: the sign is taller than the image")
     sign = draw.draw_sign(sign_color, (height, width), rng)
-    left, top = layer_position(place, sign, tile)
-    images, changed = [], np.zeros(tile.shape[:2], bool)
-    empty = draw.paste(tile, sign, left, top)
-    for layer in layers:
-        x, y = left + (width - layer.shape[1]) // 2, top + (height - layer.shape[0]) // 2
-        images.append(draw.paste(empty, layer, x, y))
-        changed ^= layer_mask(layer, x, y, tile)
+    (before, after), changed = letter_sign(tile, sign, place, layers)
     return _visible_edit(
-        family, images[0], images[1], changed, rng, word=word, new_word=new_word, in_place=IN_PLACE[place]
+        family, before, after, changed, rng, word=word, new_word=new_word, in_place=IN_PLACE[place]
     )
 
 
 def _restyle(family: str, tile: RGB, rng: Rng) -> Edit:
     style = pick(rng, GLOBAL_FILTERS[family])
-    before = draw_objects(tile, _distractors(rng, [random_object(rng)], shape_of(tile)))
+    before = draw_objects(tile, _distractors(rng, [random_object(rng)], tile))
     after = GLOBAL_FILTERS[family][style](before, rng)
     share = np.count_nonzero(visible_change(before, after)) / (before.shape[0] * before.shape[1])
     if share < MIN_VISIBLE_SHARE:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..vision.geometry import resize_homography
 from .draw import noise, to_bytes
 from .photos import RGB, Rng
 from .visibility import SUM
@@ -51,9 +52,6 @@ def _step(side: float) -> int:
 
 def _geometry(source: tuple[int, int], target: tuple[int, int], rng: Rng) -> Homography:
     """Return target → source px: a resize, then zoom, shift, rotation and perspective about the centre."""
-    resize = np.diag([source[0] / target[0], source[1] / target[1], 1.0])
-    # Pixel centres are at integers, so this half-pixel correction is needed to map edges onto edges.
-    resize[:2, 2] = (np.diag(resize)[:2] - 1) / 2
     center = np.array([(source[0] - 1) / 2, (source[1] - 1) / 2])
     angle = np.deg2rad(rng.uniform(-1, 1))
     zoom = rng.uniform(0.95, 1.01)
@@ -64,7 +62,7 @@ def _geometry(source: tuple[int, int], target: tuple[int, int], rng: Rng) -> Hom
     warp[2, :2] = rng.uniform(-0.02, 0.02, 2) / side
     to_center, back = np.eye(3), np.eye(3)
     to_center[:2, 2], back[:2, 2] = -center, center
-    result = back @ warp @ to_center @ resize
+    result = back @ warp @ to_center @ resize_homography(target, source)
     homography: Homography = result / result[2, 2]
     return homography
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from .draw import Layer, noise, to_bytes
+from .draw import Layer, noise, shape_of, to_bytes
 from .photos import RGB, Rng
 
 Filter = Callable[[RGB, Rng], RGB]
@@ -36,7 +36,7 @@ def _scaled(gains: tuple[float, float, float], lift: tuple[float, float, float])
 
 
 def _film(image: RGB, rng: Rng) -> RGB:
-    shape = (image.shape[0], image.shape[1])
+    shape = shape_of(image)
     sepia = _gray(image)[..., None] * np.array([0.92, 0.78, 0.56], np.float32)
     faded = 34 + 0.8 * (0.25 * image + 0.75 * sepia)
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
@@ -62,19 +62,17 @@ def _autumn(image: RGB, rng: Rng) -> RGB:
 def _winter(image: RGB, rng: Rng) -> RGB:
     light = _gray(image)[..., None]
     cold = (0.25 * image + 0.75 * light) * np.array([0.8, 0.88, 1.0], np.float32) + 44
-    shape = (image.shape[0], image.shape[1])
-    cover = np.clip(noise(shape, rng, 10, 3), 0, 1)[..., None] * (light / 255) * 70
+    cover = np.clip(noise(shape_of(image), rng, 10, 3), 0, 1)[..., None] * (light / 255) * 70
     return to_bytes(cold + cover)
 
 
 def _fog(image: RGB, rng: Rng) -> RGB:
-    shape = (image.shape[0], image.shape[1])
-    thick = np.clip(0.52 + 0.1 * noise(shape, rng, 3), 0.36, 0.68)[..., None]
+    thick = np.clip(0.52 + 0.1 * noise(shape_of(image), rng, 3), 0.36, 0.68)[..., None]
     return to_bytes(image * (1 - thick) + np.array([206, 210, 214], np.float32) * thick)
 
 
 def _rain(image: RGB, rng: Rng) -> RGB:
-    shape = (image.shape[0], image.shape[1])
+    shape = shape_of(image)
     drops = (rng.random(shape) > 0.985).astype(np.float32)
     length = max(shape) // 16
     kernel = np.zeros((length, length), np.float32)
@@ -86,8 +84,7 @@ def _rain(image: RGB, rng: Rng) -> RGB:
 
 
 def _snowfall(image: RGB, rng: Rng) -> RGB:
-    shape = (image.shape[0], image.shape[1])
-    flakes = cv2.GaussianBlur((rng.random(shape) > 0.994).astype(np.float32), (0, 0), 1.3) * 9
+    flakes = cv2.GaussianBlur((rng.random(shape_of(image)) > 0.994).astype(np.float32), (0, 0), 1.3) * 9
     light = _gray(image)[..., None]
     pale = (0.4 * image + 0.6 * light) * 0.72 + np.array([52, 58, 66], np.float32)
     return to_bytes(pale + 255 * np.clip(flakes, 0, 1)[..., None])
@@ -97,8 +94,7 @@ def _pencil(image: RGB, rng: Rng) -> RGB:
     gray = _gray(image)
     smooth = cv2.GaussianBlur(255 - gray, (0, 0), 5)
     lines = np.minimum(gray / np.maximum(255 - smooth, 1) * 255, 255)
-    shape = (image.shape[0], image.shape[1])
-    paper = 4 * noise(shape, rng, 80)
+    paper = 4 * noise(shape_of(image), rng, 80)
     tone = 0.82 * lines + 0.18 * gray + paper
     return np.repeat(to_bytes(tone)[..., None], 3, axis=2)
 
@@ -126,7 +122,7 @@ def _comic(image: RGB, rng: Rng) -> RGB:
 
 def _watercolor(image: RGB, rng: Rng) -> RGB:
     painted = cv2.stylization(image, sigma_s=float(rng.uniform(20, 40)), sigma_r=0.45).astype(np.float32)
-    shape = (image.shape[0], image.shape[1])
+    shape = shape_of(image)
     paper = 6 * noise(shape, rng, 120)[..., None] + 8 * noise(shape, rng, 6)[..., None]
     return to_bytes(painted * 0.82 + 46 + paper)
 
@@ -161,7 +157,7 @@ def _poster(image: RGB, rng: Rng) -> RGB:
 
 
 def _daguerreotype(image: RGB, rng: Rng) -> RGB:
-    shape = (image.shape[0], image.shape[1])
+    shape = shape_of(image)
     gray = cv2.GaussianBlur(_gray(image), (0, 0), max(shape) / 500)
     marks = noise(shape, rng, 70) > 2.6
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
@@ -196,44 +192,28 @@ def _ink(image: RGB, rng: Rng) -> RGB:
     return np.repeat(to_bytes(18 + 232 * lines)[..., None], 3, axis=2)
 
 
-TONES: Mapping[str, Filter] = {
-    "warm": _scaled((1.16, 1.0, 0.62), (16, 4, -8)),
-    "cool": _scaled((0.68, 0.96, 1.16), (-6, 2, 22)),
-}
-FILMS: Mapping[str, Filter] = {"film": _film}
-LIGHTS: Mapping[str, Filter] = {
-    "golden hour": _scaled((1.2, 0.92, 0.5), (26, 8, -6)),
-    "moonlight": _night,
-    "green fluorescent light": _scaled((0.78, 1.12, 0.8), (4, 22, 6)),
-}
-SEASONS: Mapping[str, Filter] = {"autumn": _autumn, "winter": _winter}
-WEATHERS: Mapping[str, Filter] = {"foggy": _fog, "rainy": _rain, "snowy": _snowfall}
-STYLES: Mapping[str, Filter] = {"pencil sketch": _pencil, "cartoon": _cartoon, "comic drawing": _comic}
-ARTS: Mapping[str, Filter] = {
-    "a watercolor painting": _watercolor,
-    "an oil painting": _oil,
-    "a pop art poster": _poster,
-}
-PASTS: Mapping[str, Filter] = {
-    "a 19th-century photograph": _daguerreotype,
-    "a black-and-white newsreel frame": _newsreel,
-    "a faded print of the 1970s": _film,
-}
-ANIME: Mapping[str, Filter] = {"anime": _anime}
-CELS: Mapping[str, Filter] = {"cel-shaded comic": _cartoon}
-INKS: Mapping[str, Filter] = {"ink sketch": _ink}
-
 GLOBAL_FILTERS: Mapping[str, Mapping[str, Filter]] = {
-    "tone": TONES,
-    "vintage": FILMS,
-    "lighting": LIGHTS,
-    "season": SEASONS,
-    "weather": WEATHERS,
-    "sketch": STYLES,
-    "art": ARTS,
-    "historical": PASTS,
-    "anime": ANIME,
-    "cel": CELS,
-    "ink": INKS,
+    "tone": {
+        "warm": _scaled((1.16, 1.0, 0.62), (16, 4, -8)),
+        "cool": _scaled((0.68, 0.96, 1.16), (-6, 2, 22)),
+    },
+    "vintage": {"film": _film},
+    "lighting": {
+        "golden hour": _scaled((1.2, 0.92, 0.5), (26, 8, -6)),
+        "moonlight": _night,
+        "green fluorescent light": _scaled((0.78, 1.12, 0.8), (4, 22, 6)),
+    },
+    "season": {"autumn": _autumn, "winter": _winter},
+    "weather": {"foggy": _fog, "rainy": _rain, "snowy": _snowfall},
+    "sketch": {"pencil sketch": _pencil, "cartoon": _cartoon, "comic drawing": _comic},
+    "art": {"a watercolor painting": _watercolor, "an oil painting": _oil, "a pop art poster": _poster},
+    "historical": {
+        "a 19th-century photograph": _daguerreotype,
+        "a black-and-white newsreel frame": _newsreel,
+        "a faded print of the 1970s": _film,
+    },
+    "anime": {"anime": _anime},
+    "cel": {"cel-shaded comic": _cartoon},
+    "ink": {"ink sketch": _ink},
 }
 """Family of global edits → style → filter."""

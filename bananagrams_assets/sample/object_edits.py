@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,21 +11,14 @@ import numpy.typing as npt
 
 from . import draw
 from .compositing import blended, cut_out, dilated, feathered, layer_mask, margin_px, paste_toned
-from .drawn_objects import pick
+from .drawn_objects import pick, place_corner
 from .edit import Edit
 from .inpaint import inpaint
 from .photos import RGB, Mask, Rng
-from .scene import (
-    Scene,
-    random_donor_object,
-    random_segment,
-    random_subject,
-    same_label_mask,
-    visible_edit,
-)
-from .segments import MAIN_OBJECT, Segment, box_of
+from .scene import Scene, random_donor_object, random_segment, random_subject, same_label_mask, visible_edit
+from .segments import MAIN_OBJECT, Segment, box_of, opened_and_closed
 from .visibility import Invisible
-from .vocabulary import COLUMNS, IN_PLACE, PLACES, ROWS, with_article
+from .vocabulary import IN_PLACE, PLACES, with_article
 
 
 def remove_object(family: str, scene: Scene, rng: Rng) -> Edit:
@@ -106,24 +100,18 @@ def _clothes(rgb: RGB, person: Segment) -> Mask:
     largest = int(np.bincount(labels.ravel(), minlength=3).argmax())
     plane = np.zeros(torso.shape, np.uint8)
     plane[torso] = labels.ravel() == largest
-    radius = margin_px(torso)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    opened = cv2.morphologyEx(plane, cv2.MORPH_OPEN, kernel)
-    closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, kernel)
-    _, parts, stats, _ = cv2.connectedComponentsWithStats(closed.astype(np.uint8), connectivity=4)
+    smooth = opened_and_closed(plane, margin_px(torso))
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(smooth, connectivity=4)
     if len(stats) < 2 or stats[1:, cv2.CC_STAT_AREA].max() < 0.006 * torso.size:
         raise Invisible("the person's clothes have no patch of one colour")
     largest_patch: Mask = (parts == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())) & person.mask
     return largest_patch
 
 
-def _transformed(
-    scene: Scene, target: Segment, transform: npt.NDArray[np.float64], inpaints: bool
-) -> tuple[RGB, Mask, Mask]:
-    """Redraw an object through an affine map (2, 3); `inpaints`: fill its old place.
-
-    Returns the image, the painted pixels and the object's new pixels.
-    """
+def _transform_object(
+    family: str, scene: Scene, target: Segment, rng: Rng, transform: Any, inpaints: bool = True, **values: str
+) -> Edit:
+    """Redraw an object through an affine map, float64 (2, 3); `inpaints`: fill its old place."""
     height, width = target.mask.shape
     hole = dilated(target.mask, margin_px(target.mask)) if inpaints else np.zeros_like(target.mask)
     background = inpaint(scene.rgb, hole, target.mask) if inpaints else scene.rgb
@@ -131,7 +119,10 @@ def _transformed(
         scene.rgb, transform, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
     )
     place = cv2.warpAffine(target.mask.astype(np.float32), transform, (width, height)) > 0.5
-    return blended(background, layer, feathered(place)), hole | place, place
+    return visible_edit(
+        family, scene, blended(background, layer, feathered(place)), hole | place, target.mask ^ place, rng,
+        the=target.reference, name=target.name, **values,
+    )  # fmt: skip
 
 
 def move_object(family: str, scene: Scene, rng: Rng) -> Edit:
@@ -145,16 +136,7 @@ def move_object(family: str, scene: Scene, rng: Rng) -> Edit:
     way = ways[int(rng.integers(len(ways)))]
     shift = round(step) * (1 if way == "right" else -1)
     transform = np.array([[1, 0, shift], [0, 1, 0]], np.float64)
-    after, painted, place = _transformed(scene, target, transform, inpaints=True)
-    return visible_edit(
-        family, scene, after, painted, target.mask ^ place, rng,
-        the=target.reference, name=target.name, way=way,
-    )  # fmt: skip
-
-
-def _rotation(x: float, y: float, degrees: float, scale: float) -> npt.NDArray[np.float64]:
-    """Return the affine map (2, 3) that rotates and scales about (x, y)."""
-    return np.asarray(cv2.getRotationMatrix2D((x, y), degrees, scale), np.float64)
+    return _transform_object(family, scene, target, rng, transform, way=way)
 
 
 def resize_object(family: str, scene: Scene, rng: Rng) -> Edit:
@@ -162,12 +144,9 @@ def resize_object(family: str, scene: Scene, rng: Rng) -> Edit:
     target = random_segment(scene, rng, 0.008, 0.14, inside=True)
     left, _, right, bottom = target.box
     scale = rng.uniform(1.35, 1.7) if grows else rng.uniform(0.45, 0.65)
-    transform = _rotation((left + right) / 2, bottom, 0, scale)
-    after, painted, place = _transformed(scene, target, transform, inpaints=not grows)
-    return visible_edit(
-        family, scene, after, painted, target.mask ^ place, rng,
-        the=target.reference, name=target.name, size="larger" if grows else "smaller",
-    )  # fmt: skip
+    transform = cv2.getRotationMatrix2D(((left + right) / 2, bottom), 0, scale)
+    size = "larger" if grows else "smaller"
+    return _transform_object(family, scene, target, rng, transform, inpaints=not grows, size=size)
 
 
 def tilt_object(family: str, scene: Scene, rng: Rng) -> Edit:
@@ -177,12 +156,9 @@ def tilt_object(family: str, scene: Scene, rng: Rng) -> Edit:
     left, _, right, bottom = target.box
     angle = rng.uniform(10, 18) if pose else rng.uniform(18, 40)
     way = "left" if rng.random() < 0.5 else "right"
-    transform = _rotation((left + right) / 2, bottom, angle if way == "left" else -angle, 1.0)
-    after, painted, place = _transformed(scene, target, transform, inpaints=True)
-    return visible_edit(
-        family, scene, after, painted, target.mask ^ place, rng,
-        the=target.reference, name=target.name, way=way,
-    )  # fmt: skip
+    degrees = angle if way == "left" else -angle
+    transform = cv2.getRotationMatrix2D(((left + right) / 2, bottom), degrees, 1.0)
+    return _transform_object(family, scene, target, rng, transform, way=way)
 
 
 def _with_added_object(scene: Scene, rng: Rng) -> tuple[RGB, Mask, str, str]:
@@ -198,12 +174,8 @@ def _with_added_object(scene: Scene, rng: Rng) -> tuple[RGB, Mask, str, str]:
         kind, color = pick(rng, draw.KINDS), pick(rng, draw.COLORS)
         side = round(rng.uniform(0.15, 0.35) * min(height, width))
         layer, name = draw.draw_object(kind, color, side, int(rng.integers(2**31))), f"{color} {kind}"
-    place = pick(rng, PLACES)
-    column, row = PLACES[place]
-    x = round((COLUMNS[column] + rng.uniform(-0.06, 0.06)) * width - layer.shape[1] / 2)
-    y = round((ROWS[row] + rng.uniform(-0.06, 0.06)) * height - layer.shape[0] / 2)
-    x = min(max(x, 1), width - layer.shape[1] - 1)
-    y = min(max(y, 1), height - layer.shape[0] - 1)
+    place, shift = pick(rng, PLACES), (rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06))
+    x, y = place_corner(place, (layer.shape[1], layer.shape[0]), scene.rgb.shape, margin=1, shift=shift)
     image, mask = paste_toned(scene.rgb, layer, x, y)
     return image, mask, name, _next_to(scene, mask) or IN_PLACE[place]
 

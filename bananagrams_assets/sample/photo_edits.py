@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import draw
 from .compositing import blended, feathered, layer_mask
 from .drawn_edits import make_drawn_edit
-from .drawn_objects import layer_position, pick, text_layer
+from .drawn_objects import layer_position, letter_sign, pick, place_corner, text_layer
 from .edit import Edit
 from .filters import GLOBAL_FILTERS
 from .object_edits import (
@@ -34,17 +34,7 @@ from .object_edits import (
 from .photos import RGB, Mask, Rng
 from .scene import Scene, foreground_of, visible_edit
 from .visibility import VISIBLE_DE, Invisible, color_difference, visible_part
-from .vocabulary import (
-    CAPTIONS,
-    COLUMNS,
-    FONTS,
-    IN_PLACE,
-    PLACES,
-    ROWS,
-    SIGNS,
-    word_edit,
-    word_global_edit,
-)
+from .vocabulary import CAPTIONS, FONTS, IN_PLACE, PLACES, SIGNS, word_edit, word_global_edit
 
 MIN_RESTYLED = 0.8
 """Smallest share of the image that a global edit must change visibly."""
@@ -128,26 +118,21 @@ def _restyle_text(family: str, scene: Scene, rng: Rng) -> Edit:
 
 def _translate_sign(family: str, scene: Scene, rng: Rng) -> Edit:
     english, language, translation = SIGNS[int(rng.integers(len(SIGNS)))]
-    sign_color, ink = [("white", "black"), ("yellow", "black"), ("blue", "white"), ("green", "white")][
-        int(rng.integers(4))
-    ]
+    signs = [("white", "black"), ("yellow", "black"), ("blue", "white"), ("green", "white")]
+    sign_color, ink = signs[int(rng.integers(4))]
     place, font = pick(rng, PLACES), pick(rng, FONTS)
-    height, width = scene.rgb.shape[:2]
-    sign_w = round(rng.uniform(0.42, 0.6) * width)
+    sign_w = round(rng.uniform(0.42, 0.6) * scene.rgb.shape[1])
     sign_h = round(sign_w * 0.36)
     sign = draw.draw_sign(sign_color, (sign_h, sign_w), rng)
-    images, changed = [], np.zeros((height, width), bool)
-    left, top = layer_position(place, sign, scene.rgb)
-    empty = draw.paste(scene.rgb, sign, left, top)
-    for word in (english, translation):
-        layer = text_layer(word, ink, round(sign_w * min(0.86, 0.17 * len(word))), font)
-        if layer.shape[0] > sign_h - 6:
-            raise Invisible("the word is taller than the sign")
-        x, y = left + (sign_w - layer.shape[1]) // 2, top + (sign_h - layer.shape[0]) // 2
-        images.append(draw.paste(empty, layer, x, y))
-        changed ^= layer_mask(layer, x, y, scene.rgb)
-    staged = replace(scene, rgb=images[0])
-    return visible_edit(family, staged, images[1], changed, changed, rng, word=english, language=language)
+    words = [
+        text_layer(word, ink, round(sign_w * min(0.86, 0.17 * len(word))), font)
+        for word in (english, translation)
+    ]
+    if any(word.shape[0] > sign_h - 6 for word in words):
+        raise Invisible("the word is taller than the sign")
+    (before, after), changed = letter_sign(scene.rgb, sign, place, words)
+    staged = replace(scene, rgb=before)
+    return visible_edit(family, staged, after, changed, changed, rng, word=english, language=language)
 
 
 def _restyle(family: str, scene: Scene, rng: Rng) -> Edit:
@@ -164,10 +149,7 @@ def _crop_box(rgb: RGB, share: float, place: str) -> tuple[int, int, int, int]:
     """Return left, top, width and height of a crop of `share` of both sides at a place, inside the image."""
     height, width = rgb.shape[:2]
     w, h = round(share * width), round(share * height)
-    column, row = PLACES[place]
-    x = min(max(round(COLUMNS[column] * width - w / 2), 0), width - w)
-    y = min(max(round(ROWS[row] * height - h / 2), 0), height - h)
-    return x, y, w, h
+    return *place_corner(place, (w, h), rgb.shape, margin=0), w, h
 
 
 def _crop_homography(x: int, y: int, scale_x: float, scale_y: float) -> npt.NDArray[np.float64]:

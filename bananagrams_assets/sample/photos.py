@@ -7,13 +7,13 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ..errors import BananagramsError
 from ..progress import Log
+from ..vision.images import fit
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -44,144 +44,122 @@ class Photo:
     source: str
 
 
-_SKIMAGE = (
-    "skimage",
-    "data",
-    "https://raw.githubusercontent.com/scikit-image/scikit-image/v0.24.0/skimage/data/",
-)
-_SKLEARN = (
-    "sklearn",
-    "datasets/images",
-    "https://raw.githubusercontent.com/scikit-learn/scikit-learn/1.5.0/sklearn/datasets/images/",
-)
-_MATPLOTLIB = (
-    "matplotlib",
-    "mpl-data/sample_data",
-    "https://raw.githubusercontent.com/matplotlib/matplotlib/v3.9.0/lib/matplotlib/mpl-data/sample_data/",
-)
 _UNRESTRICTED = "no known copyright restrictions"
-_DATA_README = "see scikit-image's data/README.txt"
+_SKIMAGE_README = "see scikit-image's data/README.txt"
+_MATPLOTLIB_README = "see matplotlib's sample_data/README.txt"
 
-# Author, title, licence and origin are taken from the package itself: the docstrings of
-# skimage/data/_fetchers.py, sklearn/datasets/images/README.txt, matplotlib's sample_data/README.txt. Values
-# that these do not state are left open. Gray-level textures serve as photos of walls and ground. Images
-# without enough detail to align (moon, cell, clock) are excluded.
-_PACKAGED: tuple[tuple[tuple[str, str, str], str, str, str, str, str], ...] = (
+# (package, folder, URL of the folder) → (file, author, title, licence, origin) of each photo, as the package
+# states them: the docstrings of skimage/data/_fetchers.py, sklearn/datasets/images/README.txt, matplotlib's
+# sample_data/README.txt. Values that these do not state are left open. Gray-level textures serve as photos of
+# walls and ground. Images without enough detail to align (moon, cell, clock) are excluded.
+_PACKAGED: dict[tuple[str, str, str], tuple[tuple[str, str, str, str, str], ...]] = {
     (
-        _SKIMAGE,
-        "astronaut.png",
-        "NASA Great Images database",
-        "Eileen Collins, astronaut",
-        f"{_UNRESTRICTED}; released into the public domain",
-        "https://flic.kr/p/r9qvLn",
+        "skimage",
+        "data",
+        "https://raw.githubusercontent.com/scikit-image/scikit-image/v0.24.0/skimage/data/",
+    ): (
+        (
+            "astronaut.png",
+            "NASA Great Images database",
+            "Eileen Collins, astronaut",
+            f"{_UNRESTRICTED}; released into the public domain",
+            "https://flic.kr/p/r9qvLn",
+        ),
+        ("brick.png", "CC0Textures", "Brick wall", "CC0", "https://cc0textures.com/view.php?tex=Bricks25"),
+        (
+            "camera.png",
+            "Lav Varshney",
+            "Camera",
+            "CC0",
+            "https://github.com/scikit-image/scikit-image/issues/3927",
+        ),
+        ("chelsea.png", "Stefan van der Walt", "Chelsea the cat", "CC0", _SKIMAGE_README),
+        ("coffee.png", "Rachel Michetti", "Coffee cup, Pikolo Espresso Bar", "CC0", _SKIMAGE_README),
+        (
+            "coins.png",
+            "Brooklyn Museum",
+            "Greek coins from Pompeii",
+            _UNRESTRICTED,
+            "https://www.brooklynmuseum.org/opencollection/archives/image/51611",
+        ),
+        (
+            "grass.png",
+            "linolafett",
+            "Grass",
+            "CC0",
+            "https://www.deviantart.com/linolafett/art/Grass-01-434853879",
+        ),
+        ("gravel.png", "CC0Textures", "Gravel", "CC0", "https://cc0textures.com/view.php?tex=Gravel04"),
+        (
+            "hubble_deep_field.jpg",
+            "NASA",
+            "Hubble eXtreme Deep Field",
+            "public domain, as NASA's guidelines say",
+            "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
+        ),
+        (
+            "ihc.png",
+            "Center for Microscopy And Molecular Imaging (CMMI)",
+            "Colonic glands, immunohistochemical staining",
+            _UNRESTRICTED,
+            _SKIMAGE_README,
+        ),
+        (
+            "motorcycle_left.png",
+            "D. Scharstein et al., Middlebury 2014 stereo benchmark",
+            "Motorcycle, left view",
+            _SKIMAGE_README,
+            "http://vision.middlebury.edu/stereo/data/scenes2014/",
+        ),
+        (
+            "retina.jpg",
+            "Mikael Häggström",
+            "Human retina",
+            "CC0 1.0",
+            "https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg",
+        ),
+        (
+            "rocket.jpg",
+            "SpaceX",
+            "Launch photo of DSCOVR on Falcon 9",
+            "released in the public domain by SpaceX",
+            "https://www.flickr.com/photos/spacexphotos/16511594820/in/photostream/",
+        ),
     ),
     (
-        _SKIMAGE,
-        "brick.png",
-        "CC0Textures",
-        "Brick wall",
-        "CC0",
-        "https://cc0textures.com/view.php?tex=Bricks25",
+        "sklearn",
+        "datasets/images",
+        "https://raw.githubusercontent.com/scikit-learn/scikit-learn/1.5.0/sklearn/datasets/images/",
+    ): (
+        (
+            "china.jpg",
+            "danielbuechele",
+            "China",
+            "CC BY 2.0",
+            "https://www.flickr.com/photos/danielbuechele/6061409035/sizes/z/in/photostream/",
+        ),
+        (
+            "flower.jpg",
+            "vultilion",
+            "Flower",
+            "CC BY 2.0",
+            "https://www.flickr.com/photos/vultilion/6056698931/sizes/z/in/photostream/",
+        ),
     ),
     (
-        _SKIMAGE,
-        "camera.png",
-        "Lav Varshney",
-        "Camera",
-        "CC0",
-        "https://github.com/scikit-image/scikit-image/issues/3927",
+        "matplotlib",
+        "mpl-data/sample_data",
+        "https://raw.githubusercontent.com/matplotlib/matplotlib/v3.9.0/lib/matplotlib/mpl-data/sample_data/",
+    ): (
+        (
+            "grace_hopper.jpg",
+            "not stated; see matplotlib's sample_data/README.txt",
+            "Grace Hopper",
+            _MATPLOTLIB_README,
+            _MATPLOTLIB_README,
+        ),
     ),
-    (_SKIMAGE, "chelsea.png", "Stefan van der Walt", "Chelsea the cat", "CC0", _DATA_README),
-    (_SKIMAGE, "coffee.png", "Rachel Michetti", "Coffee cup, Pikolo Espresso Bar", "CC0", _DATA_README),
-    (
-        _SKIMAGE,
-        "coins.png",
-        "Brooklyn Museum",
-        "Greek coins from Pompeii",
-        _UNRESTRICTED,
-        "https://www.brooklynmuseum.org/opencollection/archives/image/51611",
-    ),
-    (
-        _SKIMAGE,
-        "grass.png",
-        "linolafett",
-        "Grass",
-        "CC0",
-        "https://www.deviantart.com/linolafett/art/Grass-01-434853879",
-    ),
-    (
-        _SKIMAGE,
-        "gravel.png",
-        "CC0Textures",
-        "Gravel",
-        "CC0",
-        "https://cc0textures.com/view.php?tex=Gravel04",
-    ),
-    (
-        _SKIMAGE,
-        "hubble_deep_field.jpg",
-        "NASA",
-        "Hubble eXtreme Deep Field",
-        "public domain, as NASA's guidelines say",
-        "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
-    ),
-    (
-        _SKIMAGE,
-        "ihc.png",
-        "Center for Microscopy And Molecular Imaging (CMMI)",
-        "Colonic glands, immunohistochemical staining",
-        _UNRESTRICTED,
-        _DATA_README,
-    ),
-    (
-        _SKIMAGE,
-        "motorcycle_left.png",
-        "D. Scharstein et al., Middlebury 2014 stereo benchmark",
-        "Motorcycle, left view",
-        _DATA_README,
-        "http://vision.middlebury.edu/stereo/data/scenes2014/",
-    ),
-    (
-        _SKIMAGE,
-        "retina.jpg",
-        "Mikael Häggström",
-        "Human retina",
-        "CC0 1.0",
-        "https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg",
-    ),
-    (
-        _SKIMAGE,
-        "rocket.jpg",
-        "SpaceX",
-        "Launch photo of DSCOVR on Falcon 9",
-        "released in the public domain by SpaceX",
-        "https://www.flickr.com/photos/spacexphotos/16511594820/in/photostream/",
-    ),
-    (
-        _SKLEARN,
-        "china.jpg",
-        "danielbuechele",
-        "China",
-        "CC BY 2.0",
-        "https://www.flickr.com/photos/danielbuechele/6061409035/sizes/z/in/photostream/",
-    ),
-    (
-        _SKLEARN,
-        "flower.jpg",
-        "vultilion",
-        "Flower",
-        "CC BY 2.0",
-        "https://www.flickr.com/photos/vultilion/6056698931/sizes/z/in/photostream/",
-    ),
-    (
-        _MATPLOTLIB,
-        "grace_hopper.jpg",
-        "not stated; see matplotlib's sample_data/README.txt",
-        "Grace Hopper",
-        "see matplotlib's sample_data/README.txt",
-        "see matplotlib's sample_data/README.txt",
-    ),
-)
+}
 
 
 def packaged_photos() -> list[Photo]:
@@ -190,11 +168,12 @@ def packaged_photos() -> list[Photo]:
     Raises PhotoError if a package is not installed or lacks a photo.
     """
     photos = []
-    for (package, folder, prefix), file, author, title, licence, source in _PACKAGED:
-        path = package_folder(package) / folder / file
-        if not path.is_file():
-            raise PhotoError(f"{path} is missing: reinstall {package}, or use a folder of photos")
-        photos.append(Photo(path.stem, path, prefix + file, author, title, licence, source))
+    for (package, folder, url), details in _PACKAGED.items():
+        for file, author, title, licence, source in details:
+            path = package_folder(package) / folder / file
+            if not path.is_file():
+                raise PhotoError(f"{path} is missing: reinstall {package}, or use a folder of photos")
+            photos.append(Photo(path.stem, path, url + file, author, title, licence, source))
     return photos
 
 
@@ -285,12 +264,7 @@ def tile_boxes(width: int, height: int, side_px: int) -> list[Box]:
 def cut_tile(rgb: RGB, box: Box, side_px: int) -> RGB:
     """Return the pixels of `box`, reduced by area averaging to a longest side of at most `side_px`."""
     x, y, w, h = box
-    tile = rgb[y : y + h, x : x + w]
-    scale = side_px / max(w, h)
-    if scale < 1:
-        size = (max(round(w * scale), 1), max(round(h * scale), 1))
-        tile = cv2.resize(tile, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-    return np.ascontiguousarray(tile)
+    return np.ascontiguousarray(fit(rgb[y : y + h, x : x + w], side_px))
 
 
 def tile_url(photo: Photo, box: Box) -> str:

@@ -60,14 +60,13 @@ def make_sample(
             pair = make_photo_pair(number, scenes, settings, tuple(strengths) or (settings.strength,))
         return _write_pair(output, number, pair)
 
-    records, truths, areas = [], [], []
+    written = []
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
-        for number, (record, truth, area) in enumerate(pool.map(write, range(settings.pairs)), start=1):
-            records.append(record)
-            truths.append(truth)
-            areas.append(area)
+        for number, result in enumerate(pool.map(write, range(settings.pairs)), start=1):
+            written.append(result)
             if number % 100 == 0:
                 log(f"{number} of {settings.pairs} pairs made")
+    records, truths, areas = zip(*written, strict=True)
     used = {truth["photo"] for truth in truths}
     attribution = _attribution([photo for photo in photos if photo.name in used])
     (output / "ATTRIBUTION.csv").write_text(attribution, encoding="utf-8")
@@ -140,11 +139,8 @@ def _is_complete(output: Path, marker: dict[str, str]) -> bool:
 def _write_pair(output: Path, number: int, pair: Pair) -> tuple[dict[str, str], dict[str, Any], float]:
     """Write a pair's images. Returns its manifest record, its line of truth.jsonl and its mask's area."""
     name = str(number + 1)
-    local_input, output_image, mask = (
-        f"photos/{name}.jpg",
-        f"images/positive-edit/{name}.png",
-        f"masks/{name}.png",
-    )
+    local_input, mask = f"photos/{name}.jpg", f"masks/{name}.png"
+    output_image = f"images/positive-edit/{name}.png"
     edit = pair.edit
     Image.fromarray(edit.before).save(output / local_input, quality=_JPEG_QUALITY, subsampling=0)
     Image.fromarray(pair.edited).save(output / output_image, compress_level=1)

@@ -39,7 +39,7 @@ def visible_edit(
 
     `values` fill the templates of the instruction.
     """
-    mask = visible_part(before.rgb, after, painted, intended).mask
+    mask = visible_part(before.rgb, after, painted, intended)
     text, summary = word_edit(family, rng, **values)
     return Edit(family, before.rgb, after, mask, text, summary, is_global=False)
 
@@ -82,12 +82,11 @@ def random_subject(scene: Scene, rng: Rng) -> Segment:
 
 def foreground_of(scene: Scene) -> Segment:
     """Return the largest countable segment. Raises Invisible if there is none, or another of similar size."""
-    shares = sorted(
-        (segment.share, index) for index, segment in enumerate(scene.segments) if segment.countable
-    )
-    if not shares or not 0.05 <= shares[-1][0] <= 0.6 or sum(s > shares[-1][0] / 2 for s, _ in shares) > 1:
+    candidates = sorted((s for s in scene.segments if s.countable), key=lambda segment: segment.share)
+    shares = [segment.share for segment in candidates]
+    if not shares or not 0.05 <= shares[-1] <= 0.6 or sum(share > shares[-1] / 2 for share in shares) > 1:
         raise Invisible("the photo has no foreground object, or several")
-    return scene.segments[shares[-1][1]]
+    return candidates[-1]
 
 
 def same_label_mask(scene: Scene, target: Segment) -> Mask:
@@ -112,13 +111,8 @@ def random_donor_object(scene: Scene, rng: Rng, excluded_label: str = "") -> tup
             and segment.label not in (MAIN_OBJECT, excluded_label)
             and not segment.touches_border
             and 0.006 <= segment.share <= 0.4
-            and segment.mask.sum() > 0.35 * _box_area(segment)
+            and segment.mask.sum() > 0.35 * segment.box_area
         ]
         if candidates:
             return donor.rgb, candidates[int(rng.integers(len(candidates)))]
     raise Invisible("no other photo has a complete, labelled object")
-
-
-def _box_area(segment: Segment) -> int:
-    left, top, right, bottom = segment.box
-    return (right - left) * (bottom - top)

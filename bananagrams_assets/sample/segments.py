@@ -15,7 +15,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from ..vision.images import fit
 from .draw import COLORS
 from .photos import LABELS, RGB, Mask, PhotoError, labels_of
 from .vocabulary import COLUMNS, IN_PLACE, PLACES, ROWS
@@ -66,6 +68,11 @@ class Segment:
         return box_of(self.mask)
 
     @property
+    def box_area(self) -> int:
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
+    @property
     def share(self) -> float:
         """Share of the image's pixels."""
         return float(self.mask.mean())
@@ -106,28 +113,27 @@ def segments_of(path: Path, rgb: RGB) -> list[Segment]:
 
     `rgb` is the whole photo, which may be resized; the masks have its size.
     """
-    labelled = labels_of(path) and _objects_entry(path)
-    return labelled_segments(path, rgb) if labelled else detected_segments(rgb)
+    labels = labels_of(path)
+    entry = _objects_entry(path) if labels else None
+    return _labelled_segments(labels, entry, rgb) if labels and entry else _detected_segments(rgb)
 
 
-def labelled_segments(path: Path, rgb: RGB) -> list[Segment]:
-    """Return the labelled segments of a photo at the size of `rgb`.
+def _labelled_segments(labels: Path, entry: dict[str, Any], rgb: RGB) -> list[Segment]:
+    """Return the segments of `entry` in the image `labels`, at the size of `rgb`.
 
     Raises PhotoError if the label image is unreadable or has none of the listed segments.
     """
-    labels, entry = labels_of(path), _objects_entry(path)
-    image = cv2.imread(str(labels), cv2.IMREAD_COLOR_RGB) if labels else None
-    if image is None or entry is None:
-        raise PhotoError(f"{labels or path}: unreadable label image")
+    image = cv2.imread(str(labels), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise PhotoError(f"{labels}: unreadable label image")
     height, width = rgb.shape[:2]
     ids = image.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
     if ids.shape != (height, width):
-        ids = cv2.resize(ids.astype(np.float64), (width, height), interpolation=cv2.INTER_NEAREST).astype(
-            np.int32
-        )
+        floats = ids.astype(np.float64)
+        ids = cv2.resize(floats, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.int32)
     listed = {int(item["id"]): str(item["category"]) for item in entry["objects"]}
     if not set(np.unique(ids).tolist()) & set(listed):
-        raise PhotoError(f"{labels}: has none of the segments that {LABELS} lists for {path.name}")
+        raise PhotoError(f"{labels}: has none of the segments that {LABELS} lists for {entry['photo']}")
     categories = list(listed.values())
     segments = []
     for number, category in listed.items():
@@ -139,12 +145,10 @@ def labelled_segments(path: Path, rgb: RGB) -> list[Segment]:
     return segments
 
 
-def detected_segments(rgb: RGB) -> list[Segment]:
+def _detected_segments(rgb: RGB) -> list[Segment]:
     """Detect the main object, if any (GrabCut: Rother et al., 2004), and regions of one colour."""
     height, width = rgb.shape[:2]
-    scale = min(1.0, WORK_SIDE_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    small = fit(rgb, WORK_SIDE_PX)
     masks = [(mask, True) for mask in _main_object(small)] + [(mask, False) for mask in _color_regions(small)]
     segments = []
     for mask, main in masks:
@@ -174,9 +178,7 @@ def _main_object(rgb: RGB) -> list[Mask]:
     rect = (margin, margin, width - 2 * margin, height - 2 * margin)
     cv2.grabCut(rgb, state, rect, *models, 3, cv2.GC_INIT_WITH_RECT)
     inside = ((state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)).astype(np.uint8)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
-    inside = cv2.morphologyEx(cv2.morphologyEx(inside, cv2.MORPH_OPEN, kernel), cv2.MORPH_CLOSE, kernel)
-    largest = _components(inside > 0)[:1]
+    largest = _components(opened_and_closed(inside, 2) > 0)[:1]
     # A mask that fills the rectangle is not an object in front of a background.
     return [_without_holes(mask) for mask in largest if 0.05 <= mask.mean() <= 0.55]
 
@@ -188,16 +190,21 @@ def _color_regions(rgb: RGB) -> list[Mask]:
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.5)
     _, labels, _ = cv2.kmeans(lab.reshape(-1, 3), 6, np.empty(0), criteria, 1, cv2.KMEANS_PP_CENTERS)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     regions: list[Mask] = []
     for cluster in range(6):
         plane = (labels.reshape(height, width) == cluster).astype(np.uint8)
-        plane = cv2.morphologyEx(cv2.morphologyEx(plane, cv2.MORPH_OPEN, kernel), cv2.MORPH_CLOSE, kernel)
-        for mask in _components(plane > 0):
+        for mask in _components(opened_and_closed(plane, 2) > 0):
             rim = mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum()
             if 0.01 <= mask.mean() <= 0.3 and rim < 0.6 * np.sqrt(mask.sum()) and _solidity(mask) > 0.6:
                 regions.append(_without_holes(mask))
     return sorted(regions, key=lambda mask: -int(mask.sum()))[:8]
+
+
+def opened_and_closed(plane: npt.NDArray[np.uint8], radius: int) -> npt.NDArray[np.uint8]:
+    """Open a plane (H, W), then close it, with a disc of `radius` px."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    opened = cv2.morphologyEx(plane, cv2.MORPH_OPEN, kernel)
+    return np.asarray(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, kernel), np.uint8)
 
 
 def _components(mask: Mask) -> list[Mask]:

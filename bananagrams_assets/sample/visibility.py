@@ -6,7 +6,6 @@ feathered edge, or an edit on a background of the same colour is invisible, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -31,15 +30,6 @@ class Invisible(ValueError):
     """An edit that is not visible enough, or that the photo does not allow; draw again with other choices."""
 
 
-@dataclass(frozen=True, eq=False)
-class VisiblePart:
-    """`mask`: bool (H, W); `mean_de`: its mean dE; `share`: the share of the intended pixels in it."""
-
-    mask: Mask
-    mean_de: float
-    share: float
-
-
 def color_difference(before: RGB, after: RGB, sigma: float = 0.7) -> npt.NDArray[np.float32]:
     """Return CIE Lab dE76 (H, W) between two registered images after a light blur of `sigma` px."""
     lab: list[npt.NDArray[Any]] = [
@@ -49,8 +39,8 @@ def color_difference(before: RGB, after: RGB, sigma: float = 0.7) -> npt.NDArray
     return np.asarray(np.sqrt(cv2.transform((lab[0] - lab[1]) ** 2, SUM)), np.float32)
 
 
-def visible_part(before: RGB, after: RGB, painted: Mask, intended: Mask) -> VisiblePart:
-    """Return the visible part of an edit, with small gaps closed and specks removed.
+def visible_part(before: RGB, after: RGB, painted: Mask, intended: Mask) -> Mask:
+    """Return the visible part of an edit, bool (H, W), with small gaps closed and specks removed.
 
     `painted`: the pixels that the edit painted at half alpha or more. `intended`: those that must change
     visibly, such as an object without the margin that its removal also paints. Raises Invisible if too little
@@ -71,7 +61,7 @@ def visible_part(before: RGB, after: RGB, painted: Mask, intended: Mask) -> Visi
         raise Invisible(f"only {share:.0%} of the edit is visible")
     if mean_de < MIN_MEAN_DE or mask.mean() < MIN_AREA:
         raise Invisible(f"dE {mean_de:.1f} over {mask.mean():.2%} of the image is too faint or too small")
-    return VisiblePart(mask, mean_de, share)
+    return mask
 
 
 def without_specks(mask: Mask, smallest: int) -> Mask:

@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from .photos import Rng
 
-Family: TypeAlias = "tuple[str, tuple[str, ...], tuple[str, ...]]"
-"""Edit type, templates of the instruction, templates of the summary."""
+Family: TypeAlias = "tuple[str, ...]"
+"""Edit type, template of the summary, templates of the instruction."""
 
 # Centres of the places, as shares of width and height.
 COLUMNS = (0.2, 0.5, 0.8)
@@ -62,14 +62,7 @@ REPLACE = "Replace one object category with another"
 ATTRIBUTE = "Change an object's attribute (e.g., color/material)"
 RELOCATE = "Relocate an object (change its position/spatial relation)"
 RESIZE = "Change the size/shape/orientation of an object"
-TONE = "Change overall color tone (warm ↔ cool)"
-VINTAGE = "Add film grain or vintage filter"
 SCENE = "Add new scene context/background"
-SEASON = "Apply seasonal transformation (summer ↔ winter)"
-WEATHER = "Change weather conditions (sunny/rainy/snowy)"
-LIGHTING = "Adjust global lighting (golden hour/fluorescent)"
-SKETCH = "Photo to cartoon/sketch/comic"
-REPLACE_TEXT = "Replace text in signs/posters/billboards"
 ADD_TEXT = "Add new (handwritten/printed/etc) text"
 FONT = "Change font style or color of visible text if there is text"
 
@@ -77,351 +70,307 @@ FONT = "Change font style or color of visible text if there is text"
 FAMILIES: Mapping[str, Family] = {
     "add": (
         ADD,
-        (
-            "Add {a_thing} {in_place}.",
-            "Place {a_thing} {in_place} of the picture.",
-            "Put {a_thing} {in_place}.",
-            "Insert {a_thing} {in_place} of the image, matching the light of the scene.",
-        ),
-        ("{thing} added {in_place}.",),
+        "{thing} added {in_place}.",
+        "Add {a_thing} {in_place}.",
+        "Place {a_thing} {in_place} of the picture.",
+        "Put {a_thing} {in_place}.",
+        "Insert {a_thing} {in_place} of the image, matching the light of the scene.",
     ),
     "remove": (
         REMOVE,
-        (
-            "Remove {the_thing}.",
-            "Erase {the_thing} and fill in the background.",
-            "Take {the_thing} out of the picture.",
-            "Delete {the_thing}, restoring what is behind it.",
-        ),
-        ("{thing} removed.",),
+        "{thing} removed.",
+        "Remove {the_thing}.",
+        "Erase {the_thing} and fill in the background.",
+        "Take {the_thing} out of the picture.",
+        "Delete {the_thing}, restoring what is behind it.",
     ),
     "replace": (
         REPLACE,
-        (
-            "Replace {the_thing} with {a_new}.",
-            "Swap {the_thing} for {a_new}.",
-            "Turn {the_thing} into {a_new}.",
-            "Exchange {the_thing} for {a_new} of the same size.",
-        ),
-        ("{thing} replaced with {new}.",),
+        "{thing} replaced with {new}.",
+        "Replace {the_thing} with {a_new}.",
+        "Swap {the_thing} for {a_new}.",
+        "Turn {the_thing} into {a_new}.",
+        "Exchange {the_thing} for {a_new} of the same size.",
     ),
     "recolor": (
         ATTRIBUTE,
-        (
-            "Make {the_thing} {color}.",
-            "Change the color of {the_thing} to {color}.",
-            "Recolor {the_thing} so that it is {color}.",
-            "Paint {the_thing} {color}.",
-        ),
-        ("{thing} recolored to {color}.",),
+        "{thing} recolored to {color}.",
+        "Make {the_thing} {color}.",
+        "Change the color of {the_thing} to {color}.",
+        "Recolor {the_thing} so that it is {color}.",
+        "Paint {the_thing} {color}.",
     ),
     "region color": (
         ATTRIBUTE,
-        (
-            "Turn the {region} of the picture {color}.",
-            "Tint the {region} {color}.",
-            "Change the color of the {region} to {color}.",
-            "Give the {region} of the image a {color} tint.",
-        ),
-        ("{region} tinted {color}.",),
+        "{region} tinted {color}.",
+        "Turn the {region} of the picture {color}.",
+        "Tint the {region} {color}.",
+        "Change the color of the {region} to {color}.",
+        "Give the {region} of the image a {color} tint.",
     ),
     "region material": (
         ATTRIBUTE,
-        (
-            "Cover the {region} with {material}.",
-            "Change the {region} of the picture to {material}.",
-            "Turn the {region} into {material}.",
-            "Make the {region} of the image a {material} surface.",
-        ),
-        ("{region} covered with {material}.",),
+        "{region} covered with {material}.",
+        "Cover the {region} with {material}.",
+        "Change the {region} of the picture to {material}.",
+        "Turn the {region} into {material}.",
+        "Make the {region} of the image a {material} surface.",
     ),
     "relocate": (
         RELOCATE,
-        (
-            "Move {the_moved} from the {place} to the {to_place}.",
-            "Shift {the_moved} from the {place} to the {to_place} of the picture.",
-            "Relocate {the_moved} from the {place} to the {to_place}.",
-            "Take {the_moved} from the {place} and bring it to the {to_place}.",
-        ),
-        ("{thing} moved to the {to_place}.",),
+        "{thing} moved to the {to_place}.",
+        "Move {the_moved} from the {place} to the {to_place}.",
+        "Shift {the_moved} from the {place} to the {to_place} of the picture.",
+        "Relocate {the_moved} from the {place} to the {to_place}.",
+        "Take {the_moved} from the {place} and bring it to the {to_place}.",
     ),
     "resize": (
         RESIZE,
-        (
-            "Make {the_thing} much {size}.",
-            "Change {the_thing} so that it is {size}.",
-            "Scale {the_thing} to a {size} size.",
-            "Redraw {the_thing} {size}.",
-        ),
-        ("{thing} made {size}.",),
+        "{thing} made {size}.",
+        "Make {the_thing} much {size}.",
+        "Change {the_thing} so that it is {size}.",
+        "Scale {the_thing} to a {size} size.",
+        "Redraw {the_thing} {size}.",
     ),
     "add text": (
         ADD_TEXT,
-        (
-            "Write {word} {in_place}.",
-            "Add the word {word} {in_place} in {color} letters.",
-            "Print {word} in {color} {in_place} of the picture.",
-            "Put the text {word} {in_place}.",
-        ),
-        ("text {word} added {in_place}.",),
+        "text {word} added {in_place}.",
+        "Write {word} {in_place}.",
+        "Add the word {word} {in_place} in {color} letters.",
+        "Print {word} in {color} {in_place} of the picture.",
+        "Put the text {word} {in_place}.",
     ),
     "replace text": (
-        REPLACE_TEXT,
-        (
-            "Replace the word {word} on the sign with {new_word}.",
-            "Change the sign {in_place} to read {new_word}.",
-            "Make the sign say {new_word} instead of {word}.",
-            "Replace {word} with {new_word} on the sign {in_place}.",
-        ),
-        ("sign text changed to {new_word}.",),
+        "Replace text in signs/posters/billboards",
+        "sign text changed to {new_word}.",
+        "Replace the word {word} on the sign with {new_word}.",
+        "Change the sign {in_place} to read {new_word}.",
+        "Make the sign say {new_word} instead of {word}.",
+        "Replace {word} with {new_word} on the sign {in_place}.",
     ),
     "font color": (
         FONT,
-        (
-            "Change the color of the word {word} to {color}.",
-            "Make the text {in_place} {color}.",
-            "Recolor the letters {in_place} to {color}.",
-            "Make the word {word} {color}.",
-        ),
-        ("text {word} recolored to {color}.",),
+        "text {word} recolored to {color}.",
+        "Change the color of the word {word} to {color}.",
+        "Make the text {in_place} {color}.",
+        "Recolor the letters {in_place} to {color}.",
+        "Make the word {word} {color}.",
     ),
     "region scene": (
         SCENE,
-        (
-            "Replace the {region} of the picture with a {scene}.",
-            "Add a {scene} in the {region}.",
-            "Turn the {region} into a {scene}.",
-            "Put a {scene} background in the {region} of the image.",
-        ),
-        ("{scene} added in the {region}.",),
+        "{scene} added in the {region}.",
+        "Replace the {region} of the picture with a {scene}.",
+        "Add a {scene} in the {region}.",
+        "Turn the {region} into a {scene}.",
+        "Put a {scene} background in the {region} of the image.",
     ),
     "keep object": (
         SCENE,
-        (
-            "Replace the {region} with a {scene}, but keep {the_thing}.",
-            "Put a {scene} behind {the_thing} in the {region}.",
-            "Add a {scene} background in the {region}, keeping {the_thing}.",
-        ),
-        ("{scene} behind {thing}.",),
+        "{scene} behind {thing}.",
+        "Replace the {region} with a {scene}, but keep {the_thing}.",
+        "Put a {scene} behind {the_thing} in the {region}.",
+        "Add a {scene} background in the {region}, keeping {the_thing}.",
     ),
     "tone": (
-        TONE,
-        (
-            "Shift the color tone of the whole image to {tone}.",
-            "Give the whole picture a {tone} color tone.",
-            "Make the overall colors {tone}.",
-        ),
-        ("overall {tone} tone.",),
+        "Change overall color tone (warm ↔ cool)",
+        "overall {tone} tone.",
+        "Shift the color tone of the whole image to {tone}.",
+        "Give the whole picture a {tone} color tone.",
+        "Make the overall colors {tone}.",
     ),
     "vintage": (
-        VINTAGE,
-        (
-            "Add film grain and a vintage look to the whole image.",
-            "Apply a faded vintage filter with grain to the photo.",
-            "Make the photo look like an old film print.",
-        ),
-        ("vintage film look.",),
+        "Add film grain or vintage filter",
+        "vintage film look.",
+        "Add film grain and a vintage look to the whole image.",
+        "Apply a faded vintage filter with grain to the photo.",
+        "Make the photo look like an old film print.",
     ),
     "lighting": (
-        LIGHTING,
-        (
-            "Change the lighting of the whole scene to {lighting}.",
-            "Light the entire picture as in {lighting}.",
-            "Adjust the global lighting to {lighting}.",
-        ),
-        ("{lighting} lighting.",),
+        "Adjust global lighting (golden hour/fluorescent)",
+        "{lighting} lighting.",
+        "Change the lighting of the whole scene to {lighting}.",
+        "Light the entire picture as in {lighting}.",
+        "Adjust the global lighting to {lighting}.",
     ),
     "season": (
-        SEASON,
-        (
-            "Transform the whole scene to {season}.",
-            "Make the entire photo look like {season}.",
-            "Change the season of the picture to {season}.",
-        ),
-        ("season changed to {season}.",),
+        "Apply seasonal transformation (summer ↔ winter)",
+        "season changed to {season}.",
+        "Transform the whole scene to {season}.",
+        "Make the entire photo look like {season}.",
+        "Change the season of the picture to {season}.",
     ),
     "weather": (
-        WEATHER,
-        (
-            "Change the weather of the whole scene to {weather}.",
-            "Make the entire picture {weather}.",
-            "Show the whole scene in {weather} weather.",
-        ),
-        ("{weather} weather.",),
+        "Change weather conditions (sunny/rainy/snowy)",
+        "{weather} weather.",
+        "Change the weather of the whole scene to {weather}.",
+        "Make the entire picture {weather}.",
+        "Show the whole scene in {weather} weather.",
     ),
     "sketch": (
-        SKETCH,
-        (
-            "Turn the whole photo into a {style}.",
-            "Redraw the entire image as a {style}.",
-            "Convert the picture to a {style}.",
-        ),
-        ("photo as a {style}.",),
+        "Photo to cartoon/sketch/comic",
+        "photo as a {style}.",
+        "Turn the whole photo into a {style}.",
+        "Redraw the entire image as a {style}.",
+        "Convert the picture to a {style}.",
     ),
 }
 
-STYLE = "Strong artistic style transfer (e.g., Van Gogh/anime/etc.)"
-HISTORICAL = "Modern ↔ historical style/look"
-TRANSLATE = "Translate written text into other languages"
-ACCESSORY = "Add/Remove/Replace accessories (glasses, hats, jewelry, masks)"
-CLOTHING = "Clothing edit (change color/outfit)"
-POSE = "Pose tweak (minor plausible change)"
-ANIME = "Convert person to 2D anime/manga style (identity-preserving)"
-CEL = "Convert person to Western comic cel-shaded style"
-INK = "Line-art ink sketch of the person"
-ZOOM = "Zoom in"
-OUTPAINT = "Outpainting (extend canvas beyond boundaries)"
 UNTOUCHED = "No edit"
 
 # Edits of a photo's own content, see photo_edits.py.
 PHOTO_FAMILIES: Mapping[str, Family] = {
     "add object": (
         ADD,
-        (
-            "Add {a_thing} {where}.",
-            "Place {a_thing} {where}, matching the light of the scene.",
-            "Insert {a_thing} {where}.",
-        ),
-        ("{thing} added {where}.",),
+        "{thing} added {where}.",
+        "Add {a_thing} {where}.",
+        "Place {a_thing} {where}, matching the light of the scene.",
+        "Insert {a_thing} {where}.",
     ),
     "remove object": (
         REMOVE,
-        (
-            "Remove {the}.",
-            "Erase {the} and fill in the background.",
-            "Take {the} out of the picture, extending what is behind.",
-        ),
-        ("{name} removed.",),
+        "{name} removed.",
+        "Remove {the}.",
+        "Erase {the} and fill in the background.",
+        "Take {the} out of the picture, extending what is behind.",
     ),
     "replace object": (
         REPLACE,
-        ("Replace {the} with {a_new}.", "Swap {the} for {a_new}.", "Turn {the} into {a_new}."),
-        ("{name} replaced with {new}.",),
+        "{name} replaced with {new}.",
+        "Replace {the} with {a_new}.",
+        "Swap {the} for {a_new}.",
+        "Turn {the} into {a_new}.",
     ),
     "recolor object": (
         ATTRIBUTE,
-        ("Make {the} {color}.", "Change the color of {the} to {color}.", "Recolor {the} in {color}."),
-        ("{name} recolored to {color}.",),
+        "{name} recolored to {color}.",
+        "Make {the} {color}.",
+        "Change the color of {the} to {color}.",
+        "Recolor {the} in {color}.",
     ),
     "object material": (
         ATTRIBUTE,
-        (
-            "Make {the} look as if it were of {material}.",
-            "Change the material of {the} to {material}.",
-            "Give {the} a {material} texture.",
-        ),
-        ("{name} with {material} texture.",),
+        "{name} with {material} texture.",
+        "Make {the} look as if it were of {material}.",
+        "Change the material of {the} to {material}.",
+        "Give {the} a {material} texture.",
     ),
     "move object": (
         RELOCATE,
-        ("Move {the} to the {way}.", "Shift {the} further {way}.", "Relocate {the} a little to the {way}."),
-        ("{name} moved to the {way}.",),
+        "{name} moved to the {way}.",
+        "Move {the} to the {way}.",
+        "Shift {the} further {way}.",
+        "Relocate {the} a little to the {way}.",
     ),
     "resize object": (
         RESIZE,
-        ("Make {the} {size}.", "Scale {the} to be {size}.", "Change the size of {the}: {size}."),
-        ("{name} made {size}.",),
+        "{name} made {size}.",
+        "Make {the} {size}.",
+        "Scale {the} to be {size}.",
+        "Change the size of {the}: {size}.",
     ),
     "turn object": (
         RESIZE,
-        ("Tilt {the} to the {way}.", "Rotate {the} a little to the {way}.", "Lean {the} to the {way}."),
-        ("{name} tilted to the {way}.",),
+        "{name} tilted to the {way}.",
+        "Tilt {the} to the {way}.",
+        "Rotate {the} a little to the {way}.",
+        "Lean {the} to the {way}.",
     ),
     "pose": (
-        POSE,
-        ("Let {the} lean to the {way}.", "Tweak the pose of {the}: leaning {way}."),
-        ("{name} leans {way}.",),
+        "Pose tweak (minor plausible change)",
+        "{name} leans {way}.",
+        "Let {the} lean to the {way}.",
+        "Tweak the pose of {the}: leaning {way}.",
     ),
     "replace background": (
         SCENE,
-        (
-            "Replace the background behind {the} with a {scene}.",
-            "Put {the} in front of a {scene}.",
-            "Change the background to a {scene}, keeping {the} as it is.",
-        ),
-        ("background changed to a {scene}.",),
+        "background changed to a {scene}.",
+        "Replace the background behind {the} with a {scene}.",
+        "Put {the} in front of a {scene}.",
+        "Change the background to a {scene}, keeping {the} as it is.",
     ),
     "blur background": (
         SCENE,
-        ("Blur the background behind {the}.", "Put everything but {the} strongly out of focus."),
-        ("background blurred.",),
+        "background blurred.",
+        "Blur the background behind {the}.",
+        "Put everything but {the} strongly out of focus.",
     ),
     "clothing": (
-        CLOTHING,
-        (
-            "Change the clothes of {the} to {color}.",
-            "Recolor what {the} wears to {color}.",
-            "Give {the} an outfit in {color}.",
-        ),
-        ("clothes recolored to {color}.",),
+        "Clothing edit (change color/outfit)",
+        "clothes recolored to {color}.",
+        "Change the clothes of {the} to {color}.",
+        "Recolor what {the} wears to {color}.",
+        "Give {the} an outfit in {color}.",
     ),
     "accessory": (
-        ACCESSORY,
-        ("Add {a_thing} to {the}.", "Put {a_thing} on {the}.", "Give {the} {a_thing}."),
-        ("{thing} added to {name}.",),
+        "Add/Remove/Replace accessories (glasses, hats, jewelry, masks)",
+        "{thing} added to {name}.",
+        "Add {a_thing} to {the}.",
+        "Put {a_thing} on {the}.",
+        "Give {the} {a_thing}.",
     ),
     "caption": (
         ADD_TEXT,
-        (
-            'Write "{word}" {where} in {color} {font} letters.',
-            'Add the caption "{word}" {where}.',
-            'Print the text "{word}" {where} in {color}.',
-        ),
-        ("caption added {where}.",),
+        "caption added {where}.",
+        'Write "{word}" {where} in {color} {font} letters.',
+        'Add the caption "{word}" {where}.',
+        'Print the text "{word}" {where} in {color}.',
     ),
     "restyle text": (
         FONT,
-        (
-            'Set the text "{word}" in {color} {font} letters.',
-            'Change the font of "{word}" to {font}.',
-            'Make the caption "{word}" {font} and {color}.',
-        ),
-        ("text in {font} letters.",),
+        "text in {font} letters.",
+        'Set the text "{word}" in {color} {font} letters.',
+        'Change the font of "{word}" to {font}.',
+        'Make the caption "{word}" {font} and {color}.',
     ),
     "translate text": (
-        TRANSLATE,
-        (
-            'Translate the sign "{word}" into {language}.',
-            'Change the sign from "{word}" to its {language} translation.',
-        ),
-        ("sign translated to {language}.",),
+        "Translate written text into other languages",
+        "sign translated to {language}.",
+        'Translate the sign "{word}" into {language}.',
+        'Change the sign from "{word}" to its {language} translation.',
     ),
     "art": (
-        STYLE,
-        ("Turn the whole photo into {style}.", "Repaint the entire picture as {style}."),
-        ("photo as {style}.",),
+        "Strong artistic style transfer (e.g., Van Gogh/anime/etc.)",
+        "photo as {style}.",
+        "Turn the whole photo into {style}.",
+        "Repaint the entire picture as {style}.",
     ),
     "historical": (
-        HISTORICAL,
-        ("Make the photo look like {style}.", "Restyle the whole picture as {style}."),
-        ("photo as {style}.",),
+        "Modern ↔ historical style/look",
+        "photo as {style}.",
+        "Make the photo look like {style}.",
+        "Restyle the whole picture as {style}.",
     ),
     "anime": (
-        ANIME,
-        ("Convert the picture to anime style.", "Redraw it all as a manga frame."),
-        ("anime style.",),
+        "Convert person to 2D anime/manga style (identity-preserving)",
+        "anime style.",
+        "Convert the picture to anime style.",
+        "Redraw it all as a manga frame.",
     ),
     "cel": (
-        CEL,
-        ("Convert everything to a cel-shaded Western comic.", "Redraw it with flat comic shading and ink."),
-        ("cel-shaded comic.",),
+        "Convert person to Western comic cel-shaded style",
+        "cel-shaded comic.",
+        "Convert everything to a cel-shaded Western comic.",
+        "Redraw it with flat comic shading and ink.",
     ),
     "ink": (
-        INK,
-        ("Turn it into a line-art ink sketch.", "Redraw the picture in ink lines."),
-        ("ink sketch.",),
+        "Line-art ink sketch of the person",
+        "ink sketch.",
+        "Turn it into a line-art ink sketch.",
+        "Redraw the picture in ink lines.",
     ),
     "zoom in": (
-        ZOOM,
-        ("Zoom in on the {place} of the picture.", "Crop closer to what is at the {place}."),
-        ("zoomed in.",),
+        "Zoom in",
+        "zoomed in.",
+        "Zoom in on the {place} of the picture.",
+        "Crop closer to what is at the {place}.",
     ),
     "outpaint": (
-        OUTPAINT,
-        ("Extend the canvas beyond its borders.", "Outpaint the scene to show more of its surroundings."),
-        ("canvas extended.",),
+        "Outpainting (extend canvas beyond boundaries)",
+        "canvas extended.",
+        "Extend the canvas beyond its borders.",
+        "Outpaint the scene to show more of its surroundings.",
     ),
-    "untouched": (UNTOUCHED, ("Change nothing.", "Leave the picture as it is."), ("no edit.",)),
+    "untouched": (UNTOUCHED, "no edit.", "Change nothing.", "Leave the picture as it is."),
 }
 
 FONTS = {
@@ -456,11 +405,10 @@ def with_article(noun: str) -> str:
 
 
 def word_edit(family: str, rng: Rng, /, **values: str) -> tuple[str, str]:
-    """Return an instruction and its summary, from random templates of the family filled with `values`."""
-    _, instructions, summaries = family_of(family)
-    instruction = instructions[int(rng.integers(len(instructions)))].format(**values)
-    summary = summaries[int(rng.integers(len(summaries)))].format(**values)
-    return instruction, summary[0].upper() + summary[1:]
+    """Return an instruction, from a random template, and its summary; `values` fill the templates."""
+    _, summary_template, *templates = family_of(family)
+    summary = summary_template.format(**values)
+    return templates[int(rng.integers(len(templates)))].format(**values), summary[0].upper() + summary[1:]
 
 
 def word_global_edit(family: str, rng: Rng, style: str) -> tuple[str, str]:

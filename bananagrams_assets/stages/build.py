@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,8 @@ from ..progress import Log
 from ..storage.store import Store, StoreError
 from .access import declared_run
 from .receipts import Receipt, read_receipt, write_receipt
-from .stage import Stage
-from .staleness import external_inputs, why_stale
+from .stage import Stage, settings_values
+from .staleness import external_inputs, input_receipts, input_versions, stale_reasons
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,14 @@ def build_partition(
     DamagedObject, StoreError, OSError, and the errors of the stage's function.
     """
     refuse_public(store, profile, log)
-    upstream, digests = _inputs(store, profile, stage, partition)
-    store = store.for_run(stage.output_prefixes(partition), digests)
+    receipts = input_receipts(store, profile, stage, partition)
+    store = store.for_run(stage.output_prefixes(partition), _file_digests(receipts))
     external = external_inputs(store, profile, stage, partition, log)
-    versions = upstream | {name: value.version for name, value in external.items()}
+    versions = input_versions(receipts, external)
     if missing := [name for name, version in versions.items() if not version]:
         raise UpstreamMissing(f"{stage.name}/{partition} reads {', '.join(missing)}: build that first")
-    reasons = ["rebuild requested"] if rebuild else why_stale(store, profile, stage, partition)
-    if not reasons and extra_reason:
-        reasons = [extra_reason]
+    stale = ["rebuild requested"] if rebuild else stale_reasons(store, profile, stage, partition, versions)
+    reasons = stale or ([extra_reason] if extra_reason else [])
     receipt = read_receipt(store, stage.name, partition)
     if receipt and not reasons:
         log(f"{stage.name}/{partition} is up to date ({receipt.data_version})")
@@ -87,7 +87,7 @@ def build_partition(
     run = replace(
         declared_run(stage, store, profile, partition, log),
         external=external,
-        inputs_digest=digest_of([stage.version, stage.settings_values(profile), versions]),
+        inputs_digest=digest_of([stage.version, settings_values(profile, stage.settings), versions]),
     )
     result = stage.function(run, **arguments)
     for part, part_result in result.parts.items():
@@ -95,13 +95,8 @@ def build_partition(
     return Outcome(write_receipt(store, profile, stage, partition, result, versions), reasons)
 
 
-def _inputs(
-    store: Store, profile: Profile, stage: Stage, partition: str
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the data version of every input partition, and the digest of every input file."""
-    versions, digests = {}, {}
-    for upstream, name in stage.input_partitions(profile, partition):
-        receipt = read_receipt(store, upstream.name, name)
-        versions[f"{upstream.name}/{name}"] = receipt.data_version if receipt else ""
-        digests.update({file: info.sha256 for file, info in receipt.files.items()} if receipt else {})
-    return versions, digests
+def _file_digests(receipts: Mapping[str, Receipt | None]) -> dict[str, str]:
+    """Return the digest of every file that these receipts list, by its store name."""
+    return {
+        name: info.sha256 for receipt in receipts.values() if receipt for name, info in receipt.files.items()
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 from ..config import FetchSettings
 from ..fetching import signals
@@ -10,7 +11,7 @@ from ..fetching.downloads import PAIR_PARTS
 from ..fetching.earlier_build import open_earlier_build, table_metadata
 from ..fetching.pair_outcomes import content_of, stats_of
 from ..fetching.shard_download import ShardDownload
-from ..fetching.spool import open_resumable_tar, open_spool
+from ..fetching.spool import ResumableTar, open_spool, spool_folder
 from ..progress import Log
 from ..storage import paths
 from ..storage.sample_tar import Sample
@@ -49,7 +50,7 @@ def _fetch_pairs(store: Store, settings: FetchSettings, shard: str, log: Log) ->
     with open_spool(store.url, shard, kind, log) as spool:
         with (
             open_earlier_build(store, shard, settings) as earlier,
-            open_resumable_tar(store.url, shard, kind, metadata) as tar,
+            closing(ResumableTar(spool_folder(store.url, shard), kind, metadata)) as tar,
         ):
             download = ShardDownload(records, earlier, spool, settings, tar, log, shard)
             rows = download.run()

@@ -24,12 +24,12 @@ from ..records.attribution import load_attributions
 from ..records.edit_types import allowed_names
 from ..records.manifest_line import Source, parse_line
 from ..records.open_images import Photos, open_photos
-from ..records.record import LOCAL, Record, Reject
+from ..records.record import LOCAL, MANIFEST_COLUMNS, Record, Reject
 from ..records.sources import SAMPLE, SourceError, is_url, local_copy, source_digest
 from ..records.splits import shard_assigner
 from ..storage import paths
 from ..storage.store import FileInfo, Store, StoreError
-from ..storage.tables import MANIFEST_COLUMNS, REJECTS_COLUMNS, reason_class, write_columns, write_table
+from ..storage.tables import REJECTS_COLUMNS, reason_class, write_columns, write_table
 from ..storage.temporary_shard_files import ShardFiles
 from .stage import ExternalInput, StageResult, StageRun
 
@@ -138,8 +138,9 @@ def _read_manifest(
     line_count = record_count = reject_count = logged = 0
     with _open_manifest(name, profile, log) as (file, folder):
         attribution_of = load_attributions(database, number, folder)
-        source = Source(name, folder, profile.source.cdn_prefix, photos, attribution_of)
-        for lines, records, rejects in _batches(file, source, profile):
+        assign_shard = shard_assigner(profile.splits)
+        source = Source(name, folder, profile.source.cdn_prefix, photos, assign_shard, attribution_of)
+        for lines, records, rejects in _batches(file, source):
             _insert_records(database, shard_files, number, records, is_wanted)
             _insert_rejects(database, number, rejects)
             line_count += lines
@@ -159,14 +160,11 @@ def _read_manifest(
     log(f"{name}: {record_count:,} records and {reject_count:,} rejects in {line_count:,} lines")
 
 
-def _batches(
-    file: IO[bytes], source: Source, profile: Profile
-) -> Iterator[tuple[int, list[Record], list[Reject]]]:
+def _batches(file: IO[bytes], source: Source) -> Iterator[tuple[int, list[Record], list[Reject]]]:
     """Yield (number of lines that are not blank, their records, their rejects) in bounded batches."""
     records: list[Record] = []
     rejects: list[Reject] = []
     lines = size = 0
-    assign_shard = shard_assigner(profile.splits)
     for line, data in _lines(file):
         if not data.strip(b"\xef\xbb\xbf \t\r\n"):
             continue
@@ -175,7 +173,7 @@ def _batches(
         if len(data) > LONGEST_LINE:
             rejects.append(Reject(source.name, line, f"line too long: over {LONGEST_LINE:,} bytes"))
             continue
-        for item in parse_line(data, line, source, assign_shard):
+        for item in parse_line(data, line, source):
             if isinstance(item, Record):
                 records.append(item)
             else:

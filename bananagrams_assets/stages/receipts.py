@@ -15,7 +15,7 @@ from typing import Any
 from ..config import Profile, digest_of
 from ..storage import paths
 from ..storage.store import Conflict, FileInfo, MissingObject, Store
-from .stage import Stage, StageResult
+from .stage import Stage, StageResult, settings_values
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ def write_receipt(
     An existing receipt of the same work by another run is kept. Raises Conflict for one of other work.
     """
     content = result.content or digest_of({name: info.sha256 for name, info in result.files.items()})
+    settings = settings_values(profile, stage.settings)
     receipt = Receipt(
-        stage.name, partition, stage.version, stage.settings_values(profile), dict(upstream), content,
-        dict(result.files), dict(result.stats),
+        stage.name, partition, stage.version, settings, dict(upstream), content, dict(result.files),
+        dict(result.stats),
     )  # fmt: skip
     if result.preview:
         store.write(paths.receipt_preview(stage.name, partition), result.preview)

@@ -31,9 +31,9 @@ class StageResult:
     """The output of a stage function for one partition.
 
     `files` maps store names to what was written. `stats` holds JSON-serialisable numbers for people.
-    `preview` is one JPEG of at most 40 KB. `content` is the data version; without it, the digest of the
-    files' digests is. A stage whose files contain timings sets it. `parts` holds the results by partition
-    of a stage that declares `parts`.
+    `preview` is one JPEG of at most 40 KB. `content` is the data version; the default is a digest of the
+    files' digests, which a stage replaces if its files contain timings. `parts` holds the results by shard of
+    a stage that declares `part_outputs`.
     """
 
     files: Mapping[str, FileInfo]
@@ -81,11 +81,11 @@ class Stage:
 
     `function` builds one partition from a StageRun; further keyword arguments come from the caller of
     `build_partition`. `version` is the code version: raise it when the code gives other results for the same
-    inputs. `settings` are the paths of the settings that change the result; `unversioned_settings` may be
-    read but do not change it. `outputs` are prefixes of store names, with `{partition}` and `{split}`;
-    `shared_outputs` are written by every partition with equal content. `parts` makes an unpartitioned stage
-    leave a receipt and `part_outputs` for each shard, which downstream stages read instead of the whole.
-    `group`, `kinds`, `owner` and `pool` are what Dagster shows and schedules by.
+    inputs. `settings` are the paths of the settings that make a partition stale; `unversioned_settings` may
+    be read too, but do not change the partition's own outputs. `outputs` are prefixes of store names, with
+    `{partition}` and `{split}`; `shared_outputs` are written by every partition with equal content. With
+    `part_outputs` an unpartitioned stage leaves these outputs and a receipt for each shard, and downstream
+    stages read those. `group`, `kinds`, `owner` and `pool` are what Dagster shows and schedules by.
     """
 
     name: str
@@ -99,33 +99,25 @@ class Stage:
     inputs: tuple[Stage, ...] = ()
     external: ReadExternal | None = None
     shared_outputs: tuple[str, ...] = ()
-    parts: Partitioning = "none"
     part_outputs: tuple[str, ...] = ()
     group: str = "dataset"
     kinds: tuple[str, ...] = ()
     owner: str = "team:dataset"
     pool: str | None = None
 
-    def settings_values(self, profile: Profile) -> dict[str, Any]:
-        """Return the value of every setting that changes this stage's result, by dotted path."""
-        return settings_values(profile, self.settings)
-
     def code_version(self, profile: Profile) -> str:
         """Return the version of code and settings together, as Dagster shows it."""
-        return f"{self.version}-{digest_of(self.settings_values(profile))}" if self.settings else self.version
+        values = settings_values(profile, self.settings)
+        return f"{self.version}-{digest_of(values)}" if values else self.version
 
     def partitions(self, profile: Profile) -> list[str]:
         """Return the partition names of this stage, in order."""
         return partition_names(profile, self.partitioning)
 
-    def receipt_partitions(self, profile: Profile) -> list[str]:
-        """Return the names of all receipts of this stage: its partitions, and its parts."""
-        return self.partitions(profile) + (partition_names(profile, self.parts) if self.part_outputs else [])
-
     def input_partitions(self, profile: Profile, partition: str) -> Iterator[tuple[Stage, str]]:
         """Yield every (input stage, partition) that one partition of this stage reads."""
         for stage in self.inputs:
-            provided = stage.parts if stage.part_outputs else stage.partitioning
+            provided = "shard" if stage.part_outputs else stage.partitioning
             if provided == self.partitioning:
                 yield stage, partition
             elif provided == "shard" and self.partitioning == "split":
@@ -138,17 +130,15 @@ class Stage:
 
         They include its receipt. `shared_outputs` are not included.
         """
-        is_part = bool(self.part_outputs) and partition != UNPARTITIONED
-        templates = self.part_outputs if is_part else (*self.outputs, *self._part_folders())
-        receipts = f"receipts/{self.name}/" if self.part_outputs and not is_part else ""
+        if self.part_outputs and partition == UNPARTITIONED:
+            part_folders = sorted({template.partition("{")[0] for template in self.part_outputs})
+            return (*self.outputs, *part_folders, f"receipts/{self.name}/")
         names = {"partition": partition, "split": paths.split_of(partition)}
+        templates = self.part_outputs or self.outputs
         return (
             *(template.format(**names) for template in templates),
-            receipts or f"receipts/{self.name}/{partition}.",
+            f"receipts/{self.name}/{partition}.",
         )
-
-    def _part_folders(self) -> tuple[str, ...]:
-        return tuple(template.partition("{")[0] for template in self.part_outputs)
 
 
 def partition_names(profile: Profile, partitioning: Partitioning) -> list[str]:
@@ -158,13 +148,13 @@ def partition_names(profile: Profile, partitioning: Partitioning) -> list[str]:
     return profile.splits.shard_keys() if partitioning == "shard" else list(profile.splits.by_name())
 
 
-def settings_values(profile: Profile, paths_: Sequence[str]) -> dict[str, Any]:
+def settings_values(profile: Profile, settings: Sequence[str]) -> dict[str, Any]:
     """Return the settings under these dotted paths, as JSON-serialisable values by full dotted path.
 
     Operational settings of a section, which never change a result, are left out.
     """
     values: dict[str, Any] = {}
-    for path in paths_:
+    for path in settings:
         section: Any = profile
         for name in path.split("."):
             section = getattr(section, name)

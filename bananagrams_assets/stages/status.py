@@ -44,7 +44,7 @@ class Status:
     """The progress of all shards, and their total under the name `total`.
 
     `images_per_s` is the mean rate of all runs, None before the first image. `left_s` is the time in seconds
-    that one run needs for the rest at that rate, None without a rate.
+    that one run needs for the rest at that rate, None without a rate or a manifest.
     """
 
     shards: Sequence[ShardStatus]
@@ -70,7 +70,7 @@ def status_of(store: Store, profile: Profile) -> Status:
     total = ShardStatus("total", **numbers, reasons=dict(reasons.most_common()))
     rate = total.images / total.seconds if total.images and total.seconds else None
     missing = max(0, 2 * (total.records - total.done) - total.waiting)
-    left = missing / rate if rate else (0.0 if not missing else None)
+    left = missing / rate if rate else (0.0 if total.records and not missing else None)
     return Status(shards, total, rate, left)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from .digests import Data
 from .store import FileInfo, Store
 
 
@@ -18,7 +19,7 @@ class HashingWriter:
         self._sha256 = hashlib.sha256()
         self._bytes = 0
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
+    def write(self, data: Data) -> int:
         self._file.write(data)
         self._sha256.update(data)
         size = memoryview(data).nbytes

@@ -33,6 +33,7 @@ from .store import (
     conflict,
     describe_version,
     lock_if_free,
+    store_errors,
     this_process,
     verifying_reader,
 )
@@ -58,11 +59,9 @@ class LocalStore(RunState):
     ) -> Iterator[BinaryIO]:
         """Open a temporary file in the folder of `path` and commit it to `path` on a clean exit."""
         name = path.relative_to(self.folder).as_posix()
-        try:
+        with store_errors(f"{path}: cannot be written"):
             path.parent.mkdir(parents=True, exist_ok=True)
             opened, temporary = open_temporary(path.parent)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
         expected = self.expected_version(name, lambda: _version(path))
         try:
             with opened as file:
@@ -79,11 +78,9 @@ class LocalStore(RunState):
 
     def adopt(self, name: str, path: Path, info: FileInfo) -> None:
         target = self._path(name)
-        try:
+        with store_errors(f"{target}: cannot be written"):
             target.parent.mkdir(parents=True, exist_ok=True)
             linked = _hard_link(path, target.parent)
-        except OSError as error:
-            raise _cannot_write(target, error) from error
         if linked is None:
             with path.open("rb") as source, self.create(name) as file:
                 shutil.copyfileobj(source, file, _BLOCK)
@@ -102,10 +99,8 @@ class LocalStore(RunState):
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         path = self._existing(name)
-        try:
+        with store_errors(f"{path}: cannot be read"):
             opened = path.open("rb")
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
         with opened as file:
             if digest := self._digests.get(name):
                 file = cast("Any", verifying_reader(file, digest, str(path)))
@@ -121,12 +116,9 @@ class LocalStore(RunState):
         return sorted(name for name, _ in self._files(prefix))
 
     def delete(self, name: str) -> None:
-        try:
-            self._path(name).unlink(missing_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"{self.describe(name)}: cannot be deleted: {error.strerror or error}"
-            ) from error
+        path = self._path(name)
+        with store_errors(f"{path}: cannot be deleted"):
+            path.unlink(missing_ok=True)
         self.record_version(name, None)
 
     @contextmanager
@@ -170,10 +162,6 @@ class LocalStore(RunState):
         if not path.is_file():
             raise MissingObject(f"{path}: no such file")
         return path
-
-
-def _cannot_write(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def _hard_link(path: Path, folder: Path) -> tuple[IO[bytes], Path] | None:

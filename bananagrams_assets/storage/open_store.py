@@ -32,6 +32,7 @@ def open_store(url: str, s3_client: Any | None = None) -> Store:
         bucket, _, prefix = rest.partition("/")
         if not bucket:
             raise StoreError(f"{url}: the bucket is missing; expected s3://bucket/prefix")
+        # Importing boto3 takes a third of a second, and only a bucket needs it.
         from .s3 import S3Store
 
         return S3Store(bucket, prefix.strip("/"), s3_client)

@@ -69,25 +69,9 @@ def overlays_page(shard: str) -> str:
     return f"overlays/{shard}/index.html"
 
 
-def outputs(asset: str, partition: str) -> tuple[str, ...]:
-    """Return the prefixes of all objects that a partition of an asset writes, including its receipt."""
-    receipts = f"receipts/{asset}/{partition}."
-    if asset == "manifest":
-        return "manifest/", "receipts/manifest/"
-    if asset in ("image_pairs", "aligned_pairs", "edit_masks"):
-        return f"{asset}/{partition}.", receipts
-    if asset == "shards":
-        return f"shards/{split_of(partition)}/{partition}.", receipts
-    if asset == "validation_overlays":
-        return f"overlays/{partition}/", receipts
-    if asset == "split_index":
-        return f"index/{partition}", receipts
-    return (receipts,)
+def receipt(stage: str, partition: str) -> str:
+    return f"receipts/{stage}/{partition}.json"
 
 
-def receipt(asset: str, partition: str) -> str:
-    return f"receipts/{asset}/{partition}.json"
-
-
-def receipt_preview(asset: str, partition: str) -> str:
-    return f"receipts/{asset}/{partition}.jpg"
+def receipt_preview(stage: str, partition: str) -> str:
+    return f"receipts/{stage}/{partition}.jpg"

@@ -10,6 +10,7 @@ import json
 import mimetypes
 import os
 import random
+import shutil
 import tempfile
 import threading
 import time
@@ -18,7 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeAlias, cast
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
 from .digests import MEMBERS, digest_like, file_digest
 from .public_access import PublicAccess, check_public_access
@@ -39,10 +44,6 @@ from .store import (
     verifying_reader,
 )
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-
 PART_BYTES = 5 * 2**20
 """Smallest part of a multipart upload that S3 accepts; parts are larger if an object would need more than
 10,000 of them."""
@@ -56,7 +57,13 @@ _NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
 _ACCESS_DENIED = {
     "403", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden", "ExpiredToken",
 }  # fmt: skip
+_ACCESS_HINT = (
+    "; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY need permission to read, write and list objects there"
+)
 _RETRYABLE = {"SlowDown", "RequestTimeout", "ThrottlingException", "RequestTimeTooSkewed", "BadDigest"}
+
+Read: TypeAlias = Callable[[int, int], bytes]
+"""A function (length, offset) → bytes of an object to upload."""
 
 
 class S3Store(RunState):
@@ -98,33 +105,23 @@ class S3Store(RunState):
             yield cast(BinaryIO, file)
             file.flush()
             file.seek(0)
-            self._upload(name, file.fileno(), file_digest(cast("IO[bytes]", file)), expected)
+            self._commit_file(name, file.fileno(), file_digest(cast("IO[bytes]", file)), expected)
 
     def adopt(self, name: str, path: Path, info: FileInfo) -> None:
-        check_name(name)
         expected = self._expected_etag(name)
         with self._local_disk_errors(name), path.open("rb") as file:
-            self._upload(name, file.fileno(), info.sha256, expected)
+            self._commit_file(name, file.fileno(), info.sha256, expected)
 
     def write(self, name: str, data: bytes) -> None:
-        check_name(name)
-        expected = self._expected_etag(name)
-        if len(data) > PART_BYTES:
-            with self._create(name) as file:
-                file.write(data)
-        else:
-            self._commit(name, hashlib.sha256(data).hexdigest(), len(data), expected, lambda: data)
+        expected, sha256 = self._expected_etag(name), hashlib.sha256(data).hexdigest()
+        with self._local_disk_errors(name):
+            self._commit(name, sha256, len(data), expected, lambda size, start: data[start : start + size])
 
     def read(self, name: str) -> bytes:
-        check_name(name)
-        try:
-            response = self._request(name, "get_object", Key=self.prefix + name)
-        except MissingObject:
-            self._require_bucket()
-            raise
+        response = self._request_object(name, "get_object")
         try:
             data = response["Body"].read()
-        except (_botocore_exceptions().BotoCoreError, OSError):
+        except (BotoCoreError, OSError):
             data = b""
         expected = self._digests.get(name) or response.get("Metadata", {}).get("sha256")
         actual = digest_like(expected or "")
@@ -147,11 +144,7 @@ class S3Store(RunState):
                 yield cast(BinaryIO, io.BufferedReader(raw, buffer_size=_BLOCK))
 
     def exists(self, name: str) -> bool:
-        try:
-            self._head(name)
-        except MissingObject:
-            return False
-        return True
+        return self._current_etag(name) is not None
 
     def size(self, name: str) -> int:
         return int(self._head(name)["ContentLength"])
@@ -169,8 +162,7 @@ class S3Store(RunState):
         with self._local_disk_errors(name), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name.rpartition("/")[2]
             with self.open(name) as source, path.open("wb") as target:
-                while block := source.read(_BLOCK):
-                    target.write(block)
+                shutil.copyfileobj(source, target, _BLOCK)
             yield path
 
     def describe(self, name: str) -> str:
@@ -196,7 +188,7 @@ class S3Store(RunState):
 
     def _expected_etag(self, name: str) -> str | None:
         """Return the ETag that this writer may replace, None if no object may exist."""
-        return self.expected_version(name, lambda: self._current_etag(name))
+        return self.expected_version(check_name(name), lambda: self._current_etag(name))
 
     def _etags(self, prefix: str) -> dict[str, str]:
         """Return the ETags of the objects under `prefix`, by name."""
@@ -212,23 +204,15 @@ class S3Store(RunState):
                 return etags
             continuation = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _upload(self, name: str, file: int, sha256: str, expected: str | None) -> None:
+    def _commit_file(self, name: str, file: int, sha256: str, expected: str | None) -> None:
         size = os.fstat(file).st_size
-        if size <= PART_BYTES:
-            self._commit(name, sha256, size, expected, lambda: os.pread(file, size, 0))
-        else:
-            self._commit(name, sha256, size, expected, file)
+        self._commit(name, sha256, size, expected, lambda length, start: os.pread(file, length, start))
 
-    def _commit(
-        self, name: str, sha256: str, size: int, expected: str | None, content: int | Callable[[], bytes]
-    ) -> None:
-        """Replace the object with the ETag `expected`, as described in the module `store`. Raises Conflict.
-
-        `content` is a function that returns the object's bytes, or the descriptor of a file too large for
-        one request.
-        """
-        if expected is not None and self._has_sha256(name, sha256):
-            self.record_version(name, str(self._head(name)["ETag"]))
+    def _commit(self, name: str, sha256: str, size: int, expected: str | None, read: Read) -> None:
+        """Replace the object of ETag `expected`, as described in the module `store`. Raises Conflict."""
+        upload = self._put if size <= PART_BYTES else self._multipart
+        if expected is not None and (etag := self._etag_of_sha256(name, sha256)):
+            self.record_version(name, etag)
             return
         for _ in range(_MAX_COMMIT_ATTEMPTS):
             condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
@@ -238,10 +222,7 @@ class S3Store(RunState):
                     self._accept_identical(name, sha256, size)
                     return
             try:
-                if isinstance(content, int):
-                    etag = self._multipart(name, content, size, sha256, condition)
-                else:
-                    etag = self._put(name, content(), sha256, condition)
+                etag = upload(name, read, size, sha256, condition)
             except StoreError as error:
                 code = _code(error.__cause__)
                 if code == "NotImplemented" and condition:
@@ -282,27 +263,28 @@ class S3Store(RunState):
             )
         self.record_version(name, head["ETag"])
 
-    def _put(self, name: str, body: bytes, sha256: str, condition: Mapping[str, str]) -> str:
+    def _put(self, name: str, read: Read, size: int, sha256: str, condition: Mapping[str, str]) -> str:
         """Upload an object in one request and return its ETag."""
+        body = read(size, 0)
         response = self._request(
             name, "put_object", Key=self.prefix + name, Body=body, ChecksumSHA256=_checksum(body, sha256),
-            Metadata=_metadata(sha256), ContentType=_media_type(name), **condition,
+            **_headers(name, sha256), **condition,
         )  # fmt: skip
         return str(response["ETag"])
 
-    def _multipart(self, name: str, file: int, size: int, sha256: str, condition: Mapping[str, str]) -> str:
-        """Upload a file in parts and return the object's ETag."""
+    def _multipart(self, name: str, read: Read, size: int, sha256: str, condition: Mapping[str, str]) -> str:
+        """Upload an object in parts and return the object's ETag."""
         key = self.prefix + name
         part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
         with _upload_record(self._bucket_url(), key) as record_upload:
+            headers = _headers(name, sha256)
             upload = self._request(
-                name, "create_multipart_upload", Key=key, Metadata=_metadata(sha256),
-                ChecksumAlgorithm="SHA256", ContentType=_media_type(name),
-            )["UploadId"]  # fmt: skip
+                name, "create_multipart_upload", Key=key, ChecksumAlgorithm="SHA256", **headers
+            )["UploadId"]
             record_upload(upload)
 
             def upload_part(number: int) -> dict[str, Any]:
-                data = os.pread(file, part_bytes, (number - 1) * part_bytes)
+                data = read(part_bytes, (number - 1) * part_bytes)
                 checksum = _checksum(data)
                 part = self._request(
                     name, "upload_part", Key=key, UploadId=upload, PartNumber=number, Body=data,
@@ -324,19 +306,20 @@ class S3Store(RunState):
                 )  # fmt: skip
                 return str(response["ETag"])
             except BaseException as error:
-                if "NoSuchUpload" in str(error) and self._has_sha256(name, sha256):
+                if "NoSuchUpload" in str(error) and (etag := self._etag_of_sha256(name, sha256)):
                     # The upload was completed but the response was lost.
-                    return str(self._head(name)["ETag"])
+                    return etag
                 with suppress(Exception):
                     self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
                 raise
 
-    def _has_sha256(self, name: str, sha256: str) -> bool:
-        """Return whether the stored object's metadata has this digest."""
+    def _etag_of_sha256(self, name: str, sha256: str) -> str | None:
+        """Return the ETag of the stored object if its metadata has this digest."""
         try:
-            return bool(self._head(name).get("Metadata", {}).get("sha256") == sha256)
+            head = self._head(name)
         except StoreError:
-            return False
+            return None
+        return str(head["ETag"]) if head.get("Metadata", {}).get("sha256") == sha256 else None
 
     def _abort_dead_uploads(self, prefix: str) -> None:
         """Abort multipart uploads of dead processes; those of other machines after a day."""
@@ -359,9 +342,11 @@ class S3Store(RunState):
         return f"{self._client.meta.endpoint_url}/{self.bucket}"
 
     def _head(self, name: str) -> dict[str, Any]:
-        check_name(name)
+        return self._request_object(name, "head_object")
+
+    def _request_object(self, name: str, operation: str) -> dict[str, Any]:
         try:
-            return self._request(name, "head_object", Key=self.prefix + name)
+            return self._request(check_name(name), operation, Key=self.prefix + name)
         except MissingObject:
             # The response for a missing bucket is the same.
             self._require_bucket()
@@ -397,25 +382,24 @@ class S3Store(RunState):
 
     def _request(self, name: str, operation: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and retry it after transient errors. Raises MissingObject, StoreError."""
-        exceptions = _botocore_exceptions()
         deadline, delay_s = time.monotonic() + self.retry_s, 0.5
         while True:
             try:
                 response: dict[str, Any] = getattr(self._client, operation)(Bucket=self.bucket, **arguments)
                 self._server_responded.set()
                 return response
-            except (exceptions.ClientError, exceptions.HTTPClientError) as error:
+            except (ClientError, HTTPClientError) as error:
                 if not self._is_retryable(error) or time.monotonic() > deadline:
                     with self._store_errors(name):
                         raise
-            except exceptions.BotoCoreError:
+            except BotoCoreError:
                 with self._store_errors(name):
                     raise
             time.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(2 * delay_s, 8.0)
 
     def _is_retryable(self, error: Exception) -> bool:
-        if not isinstance(error, _botocore_exceptions().ClientError):
+        if not isinstance(error, ClientError):
             return self._server_responded.is_set()
         self._server_responded.set()
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -424,23 +408,17 @@ class S3Store(RunState):
     @contextmanager
     def _store_errors(self, name: str) -> Iterator[None]:
         """Raise MissingObject or StoreError for botocore's exceptions."""
-        exceptions = _botocore_exceptions()
         try:
             yield
-        except exceptions.ClientError as error:
+        except ClientError as error:
             code = _code(error)
             if code == "NoSuchBucket":
                 raise self._no_bucket() from error
             if code in _NOT_FOUND:
                 raise MissingObject(f"{self.describe(name)}: no such object") from error
-            hint = ""
-            if code in _ACCESS_DENIED:
-                hint = (
-                    "; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY need permission to read, write and list "
-                    "objects there"
-                )
+            hint = _ACCESS_HINT if code in _ACCESS_DENIED else ""
             raise StoreError(f"{self.describe(name)}: {error}{hint}") from error
-        except exceptions.BotoCoreError as error:
+        except BotoCoreError as error:
             raise StoreError(f"{self.describe(name)}: {error}") from error
 
 
@@ -466,7 +444,7 @@ class _S3Stream(io.RawIOBase):
                 if self._body is None:
                     self._body = self._store.get_range(self._name, self._position, self._etag)
                 data = self._body.read(wanted)
-            except (_botocore_exceptions().BotoCoreError, OSError) as error:
+            except (BotoCoreError, OSError) as error:
                 data, failure = b"", error
             if data:
                 buffer[: len(data)] = data
@@ -500,19 +478,15 @@ def _checksum(data: bytes, digest: str = MEMBERS) -> str:
     return base64.b64encode(plain).decode()
 
 
-def _metadata(sha256: str) -> dict[str, str]:
-    return {"sha256": sha256, "writer": this_process()}
-
-
-def _media_type(name: str) -> str:
-    """Return the media type of an object, which a browser needs to show a page from a bucket."""
-    return mimetypes.guess_type(name)[0] or "application/octet-stream"
+def _headers(name: str, sha256: str) -> dict[str, Any]:
+    """Return metadata and media type of a new object; a browser needs the latter to show a page."""
+    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return {"Metadata": {"sha256": sha256, "writer": this_process()}, "ContentType": media_type}
 
 
 def _code(error: BaseException | None) -> str:
     """Return the S3 error code of botocore's ClientError, "" for any other exception."""
-    is_response = isinstance(error, _botocore_exceptions().ClientError)
-    return str(cast("Any", error).response.get("Error", {}).get("Code", "")) if is_response else ""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
 def _uploads_folder() -> Path:
@@ -553,18 +527,8 @@ def _dead_uploads(bucket_url: str, prefix: str) -> Iterator[tuple[str, str]]:
                 path.unlink()
 
 
-def _botocore_exceptions() -> ModuleType:
-    # Importing boto3 takes a third of a second, so it is imported only for a store on S3.
-    import botocore.exceptions
-
-    return cast("ModuleType", botocore.exceptions)
-
-
 def _s3_client() -> Any:
-    import boto3
-    from botocore.config import Config
-
     try:
         return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
-    except _botocore_exceptions().BotoCoreError as error:
+    except BotoCoreError as error:
         raise StoreError(f"the S3 client cannot be created: {error}") from error

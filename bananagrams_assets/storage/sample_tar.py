@@ -12,17 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import IO, TypeAlias, cast
+from typing import IO, cast
 
 from ..errors import BananagramsError
+from .digests import Data
 from .hashed_files import HashingWriter, hashing_writer
 from .store import Store
 
-Data: TypeAlias = "bytes | memoryview"
-
 _READ = 2**18
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
-
 
 SAMPLE_PARTS = ("input.jpg", "mask.png", "text.txt", "summary.txt", "meta.json")
 """The five files of a dataset sample, in the order of the tar."""
@@ -115,9 +113,6 @@ class SampleWriter:
         for block in tar_member(key, part, data):
             self.file.write(block)
 
-    def close(self) -> None:
-        self.file.write(end_of_tar(self.file.tell()))
-
 
 def tar_member(key: str, part: str, data: Data) -> tuple[bytes, Data, bytes]:
     """Return (header, content, padding) of `<key>.<part>` in a tar. Raises SampleError for an unsafe name."""
@@ -139,9 +134,8 @@ def end_of_tar(size: int) -> bytes:
 def sample_writer(store: Store, name: str) -> Iterator[SampleWriter]:
     """Create a tar in the store; `.file.info` is its FileInfo after the `with` block."""
     with hashing_writer(store, name) as file:
-        writer = SampleWriter(file)
-        yield writer
-        writer.close()
+        yield SampleWriter(file)
+        file.write(end_of_tar(file.tell()))
 
 
 class _TailReader:

@@ -29,8 +29,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast
@@ -202,6 +202,15 @@ class _VerifyingFile(io.RawIOBase):
                 "build again"
             )
         return len(data)
+
+
+@contextmanager
+def store_errors(context: str) -> Iterator[None]:
+    """Turn an OSError into a StoreError whose message begins with `context`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{context}: {error.strerror or error}") from error
 
 
 def this_process() -> str:

@@ -9,29 +9,6 @@ from typing import Any
 from .hashed_files import hashing_writer
 from .store import FileInfo, Store
 
-MANIFEST_COLUMNS = {
-    "key": str,
-    "kind": str,
-    "turn": int,
-    "source_id": str,
-    "split": str,
-    "shard": str,
-    "edit_type": str,
-    "category": str,
-    "scope": str,
-    "text": str,
-    "summary": str,
-    "input_url": str,
-    "output_url": str,
-    "output_image": str,
-    "local_input": str,
-    "local_output": str,
-    "line": int,
-    "manifest": str,
-    "attribution": str,
-    "rotation": int,
-    "input_candidates": list[str],
-}
 REJECTS_COLUMNS = {"manifest": str, "line": int, "reason": str, "output_image": str}
 PAIRS_COLUMNS = {
     "key": str,

@@ -16,15 +16,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from bananagrams_assets.config import AlignSettings
-from bananagrams_assets.vision.features import (
-    Start,
-    make_view,
-    match_grey_levels,
-    rough_starts,
-    start_from_resize,
-)
-from bananagrams_assets.vision.geometry import (
+from ..config import AlignSettings
+from .features import Start, make_view, match_grey_levels, rough_starts, start_from_resize
+from .geometry import (
     Floats,
     Size,
     frame_corners,
@@ -34,8 +28,8 @@ from bananagrams_assets.vision.geometry import (
     rescale_homography,
     resize_homography,
 )
-from bananagrams_assets.vision.images import RGB, fitted_size, resize
-from bananagrams_assets.vision.tracking import SUFFICIENT_CONFIDENCE, Fit, refine, strongest_corners
+from .images import RGB, fitted_size, resize
+from .tracking import SUFFICIENT_CONFIDENCE, Fit, refine, strongest_corners
 
 COARSE_SHARE = 0.375
 """Size of the coarse copies, which show only shapes, as a share of the working size (192 of 512 px)."""
@@ -72,8 +66,8 @@ class Alignment:
     overlap: Floats
     overlap_share: float
     confidence: float
-    accepted: bool
-    reason: str
+    accepted: bool = True
+    reason: str = ""
 
 
 def align(before: RGB, after: RGB, settings: AlignSettings) -> Alignment:
@@ -93,10 +87,10 @@ def align(before: RGB, after: RGB, settings: AlignSettings) -> Alignment:
         best = _more_confident(best, candidate)
         if best and best.confidence >= SUFFICIENT_CONFIDENCE:
             break
-    if best is None:
-        return _align_equal(before, after) or _rejected(source, target, reason)
-    if best.confidence < settings.min_confidence:
+    if best and best.confidence < settings.min_confidence:
         reason = f"the best fit has a confidence of {best.confidence:.2f}; {settings.min_confidence:g} needed"
+        best = None
+    if best is None:
         return _align_equal(before, after) or _rejected(source, target, reason)
     polygon = overlap_polygon(best.homography, source, target)
     share = min(1.0, polygon_area(polygon) / (target[0] * target[1]))
@@ -112,8 +106,6 @@ def align(before: RGB, after: RGB, settings: AlignSettings) -> Alignment:
         overlap=polygon,
         overlap_share=share,
         confidence=best.confidence,
-        accepted=True,
-        reason="",
     )
 
 
@@ -163,9 +155,8 @@ def _align_equal(before: RGB, after: RGB) -> Alignment | None:
     if cv2.absdiff(*(resize(image, size) for image in (before, after))).mean() > EQUAL_LEVELS:
         return None
     return Alignment(
-        resize_homography(source, target), "equal", 0, 0.0, 0.0, frame_corners(target), 1.0, EQUAL_CONFIDENCE,
-        True, "",
-    )  # fmt: skip
+        resize_homography(source, target), "equal", 0, 0.0, 0.0, frame_corners(target), 1.0, EQUAL_CONFIDENCE
+    )
 
 
 def _rejected(source: Size, target: Size, reason: str) -> Alignment:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.vision.images import RGB, Mask
+from .images import RGB, Mask
 
 Difference: TypeAlias = NDArray[np.float32]
 """(H, W), CIE Lab dE"""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.config import AlignSettings
-from bananagrams_assets.vision.geometry import (
+from ..config import AlignSettings
+from .geometry import (
     Floats,
     Size,
     frame_corners,
@@ -22,8 +22,8 @@ from bananagrams_assets.vision.geometry import (
     rescale_homography,
     resize_homography,
 )
-from bananagrams_assets.vision.images import RGB, resize
-from bananagrams_assets.vision.transform_models import select_model, squared_distances
+from .images import RGB, resize
+from .transform_models import select_model, squared_distances
 
 FIRST_FEATURES = 250
 FIRST_SIDE_SHARE = 0.375
@@ -42,13 +42,17 @@ CORRELATION_CELL_PX = 16
 """Side of the cells in which detail is correlated, at the working size."""
 
 
+Plane: TypeAlias = NDArray[np.uint8]
+"""(H, W), grey levels or detail"""
+
+
 class View(NamedTuple):
     """One image: its full size, and at the working `size` its grey levels and detail, uint8 (H, W)."""
 
     full_size: Size
     size: Size
-    grey: NDArray[np.uint8]
-    detail: NDArray[np.uint8]
+    grey: Plane
+    detail: Plane
 
 
 class Start(NamedTuple):
@@ -103,7 +107,7 @@ def working_size(size: Size, side_px: float) -> Size:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _local_detail(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _local_detail(grey: Plane) -> Plane:
     """Normalise grey levels to equal mean (128) and contrast around each pixel, independent of tone."""
     level, window = grey.astype(np.float32), (DETAIL_PX, DETAIL_PX)
     high = level - cv2.blur(level, window)
@@ -202,7 +206,7 @@ def _magsac(source: Floats, target: Floats, limit_px: float) -> Floats | None:
     return None if homography is None else normalise_homography(np.asarray(homography, np.float64))
 
 
-def _cell_correlations(fixed: NDArray[np.uint8], moving: NDArray[np.uint8], overlap: Floats) -> Floats:
+def _cell_correlations(fixed: Plane, moving: Plane, overlap: Floats) -> Floats:
     """Return (N,) correlations of two aligned images' detail, for the cells of the overlap that have any."""
     height, width = fixed.shape
     # Half size, because editors redraw finer detail.

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.vision.images import RGB, Mask
+from .images import RGB, Mask
 
 Floats: TypeAlias = NDArray[np.float64]
 Size: TypeAlias = tuple[int, int]
@@ -115,7 +115,8 @@ def warp(after: RGB, homography: Floats, size: Size) -> tuple[RGB, Mask]:
     valid = polygon_mask(overlap_polygon(homography, source, size), size)
     if np.array_equal(homography, np.eye(3)) and source == size:
         return after, valid
-    scale = _mean_scale(homography, source)
+    target_area = polygon_area(project(homography, frame_corners(source)))
+    scale = float(np.sqrt(target_area / (source[0] * source[1])))  # target px per source px
     image: NDArray[Any] = after
     if scale < 0.75:
         smaller = max(1, round(source[0] * scale)), max(1, round(source[1] * scale))
@@ -148,9 +149,3 @@ def _clip(polygon: Floats, axis: int, limit: float, side: float) -> Floats:
 def _signed_area(polygon: Floats) -> float:
     x, y = polygon.T
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-
-
-def _mean_scale(homography: Floats, source: Size) -> float:
-    """Return target px per source px, averaged over the source frame."""
-    area = polygon_area(project(homography, frame_corners(source)))
-    return float(np.sqrt(area / (source[0] * source[1])))

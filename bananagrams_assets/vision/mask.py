@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.config import MaskSettings
-from bananagrams_assets.vision.difference import Difference, lab_difference, noise_level
-from bananagrams_assets.vision.geometry import (
+from ..config import MaskSettings
+from .difference import Difference, lab_difference, noise_level
+from .geometry import (
     Floats,
     Size,
     image_size,
@@ -24,25 +24,17 @@ from bananagrams_assets.vision.geometry import (
     resize_homography,
     warp,
 )
-from bananagrams_assets.vision.images import RGB, Mask, fitted_size, resize
-from bananagrams_assets.vision.mask_refinement import (
-    add_touching_components,
+from .images import RGB, Mask, fitted_size, resize
+from .mask_refinement import (
+    clean_mask,
     enlarge_mask,
     extend_into_border,
-    fill_gaps,
     hysteresis,
-    lost_detail,
-    open_and_close,
+    morph,
     refine_outline,
-    remove_faint_lines,
-    remove_leakage,
     remove_small_components,
-    tighten_outline,
 )
-from bananagrams_assets.vision.tone import Tone, match_tone
-
-LARGE_SHARE = 0.2
-"""Masks over this share of the overlap, mostly backgrounds, are extended by regions of lost detail."""
+from .tone import Tone, match_tone
 
 CONFIDENCE_WEIGHTS = np.array([3.1, 0.56, 2.58, -0.12, -1.63, -0.11, 0.25])
 CONFIDENCE_BIAS = -2.7
@@ -85,14 +77,6 @@ class _AlignedPair(NamedTuple):
     difference: Difference
 
 
-class _Thresholds(NamedTuple):
-    """Noise and the hysteresis thresholds derived from it, all in dE."""
-
-    noise: float
-    low: float
-    high: float
-
-
 def edit_mask(
     before: RGB, after: RGB, homography: Floats, overlap: Floats, settings: MaskSettings, scope: str
 ) -> EditMask:
@@ -105,31 +89,32 @@ def edit_mask(
     work = fitted_size(size, settings.working_side_px or max(size))
     pair = _match_at_working_size(before, after, homography, overlap, work, settings)
     difference, valid = pair.difference, pair.valid
-    changed, thresholds = _changed_pixels(difference, pair.tone.unchanged, settings)
-    cleaned = _clean(changed, pair, thresholds.low, settings)
+    changed, noise, low = _changed_pixels(difference, pair.tone.unchanged, settings)
+    cleaned = clean_mask(changed, difference, low, valid, pair.before, pair.tone.image, settings)
     work_mask, components = remove_small_components(cleaned, settings.smallest_component)
 
     full_difference = difference
     if work != size:
         full_difference = np.asarray(cv2.resize(difference, size, interpolation=cv2.INTER_LINEAR))
-    noise = thresholds.noise
     area = float(work_mask[valid].mean()) if valid.any() else 0.0
-    evidence = global_evidence(pair.tone.shift, noise, area, settings) / SCOPE_LIMITS.get(scope, 1.0)
+    # Evidence of a global edit: 1 is the limit without knowledge of the scope.
+    evidence = max(pair.tone.shift / GLOBAL_SHIFT, noise / GLOBAL_NOISE, area / settings.global_area)
+    evidence /= SCOPE_LIMITS.get(scope, 1.0)
     if evidence >= 1 and valid.any():
         whole, confidence = polygon_mask(overlap, size), evidence / (1 + evidence)
         return EditMask(whole, "global", True, 1.0, 1, confidence, noise, full_difference)
     if not components:
-        quiet = float((difference[valid] < thresholds.low / 2).mean()) if valid.any() else 0.0
+        quiet = float((difference[valid] < low / 2).mean()) if valid.any() else 0.0
         empty, confidence = np.zeros((size[1], size[0]), bool), quiet * (1.0 if scope == "geometric" else 0.2)
         return EditMask(empty, "nothing", False, area, components, confidence, noise, full_difference)
 
-    local_evidence = mask_evidence(work_mask, valid, difference, thresholds.low, noise, components)
+    local_evidence = mask_evidence(work_mask, valid, difference, low, noise, components)
     confidence = local_confidence(local_evidence) * (1 - evidence**4 / 2)
     border = polygon_mask(project(resize_homography(size, work), overlap), work) & ~valid
     mask = extend_into_border(work_mask, valid, border)
     if work != size:
-        mask = enlarge_mask(mask, difference, thresholds.low, size)
-        mask = refine_outline(mask, before, after, homography, pair.tone, thresholds.low)
+        mask = enlarge_mask(mask, difference, low, size)
+        mask = refine_outline(mask, before, after, homography, pair.tone, low)
     return EditMask(mask, "local", False, area, components, confidence, noise, full_difference)
 
 
@@ -140,65 +125,42 @@ def _match_at_working_size(
     size, source = image_size(before), image_size(after)
     small_before = before if work == size else resize(before, work)
     warped, _ = warp(after, rescale_homography(homography, source, source, size, work), work)
-    valid = valid_area(overlap, size, work, settings.border_px)
+    valid = _valid_area(overlap, size, work, settings.border_px)
     tone = match_tone(small_before, warped, valid)
     difference = lab_difference(small_before, tone.image, settings.blur_kernel_px)
     difference[~valid] = 0
     return _AlignedPair(small_before, tone, valid, difference)
 
 
-def valid_area(overlap: Floats, size: Size, work: Size, border_px: int) -> Mask:
+def _valid_area(overlap: Floats, size: Size, work: Size, border_px: int) -> Mask:
     """Rasterise the overlap at the working size, minus a border along its outline inside the input."""
     valid = polygon_mask(project(resize_homography(size, work), overlap), work)
     if border_px == 0 or valid.all():
         return valid
-    kernel = np.ones((2 * border_px + 1, 2 * border_px + 1), np.uint8)
-    return np.asarray(cv2.erode(valid.astype(np.uint8), kernel) > 0)
+    return morph(valid, cv2.MORPH_ERODE, np.ones((2 * border_px + 1, 2 * border_px + 1), np.uint8))
 
 
 def _changed_pixels(
     difference: Difference, unchanged: Mask, settings: MaskSettings
-) -> tuple[Mask, _Thresholds]:
+) -> tuple[Mask, float, float]:
     """Threshold the difference with hysteresis, relative to the noise of the unchanged pixels.
 
-    Part of a large edit may pass for unchanged and raise the noise level. If the noise determines the low
-    threshold, it is therefore measured a second time, away from the pixels found the first time.
+    Return the mask, the noise and the low threshold (dE). Part of a large edit may pass for unchanged and
+    raise the noise level. If the noise determines the low threshold, it is therefore measured a second time,
+    away from the pixels found the first time.
     """
-    thresholds = _thresholds(noise_level(difference, unchanged), settings)
-    changed = hysteresis(difference, thresholds.low, thresholds.high)
-    if settings.noise_low * thresholds.noise <= settings.threshold_low:
-        return changed, thresholds
-    near = cv2.dilate(changed.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
-    noise = min(thresholds.noise, noise_level(difference, unchanged & ~near))
-    thresholds = _thresholds(noise, settings)
-    return hysteresis(difference, thresholds.low, thresholds.high), thresholds
 
+    def threshold(noise: float) -> tuple[Mask, float]:
+        low = max(settings.threshold_low, settings.noise_low * noise)
+        return hysteresis(difference, low, max(settings.threshold_high, settings.noise_high * noise)), low
 
-def _thresholds(noise: float, settings: MaskSettings) -> _Thresholds:
-    low = max(settings.threshold_low, settings.noise_low * noise)
-    high = max(settings.threshold_high, settings.noise_high * noise)
-    return _Thresholds(noise, low, high)
-
-
-def _clean(changed: Mask, pair: _AlignedPair, low: float, settings: MaskSettings) -> Mask:
-    """Turn the changed pixels into a mask with a tight outline, without artefacts and without gaps."""
-    difference = pair.difference
-    without_leakage = remove_leakage(changed, difference)
-    tight = tighten_outline(without_leakage, difference)
-    smooth = open_and_close(tight, difference > low / 2, settings.open_px, settings.close_px)
-    mask = remove_faint_lines(smooth, difference)
-    if mask.sum() > LARGE_SHARE * pair.valid.sum():
-        mask = add_touching_components(mask, lost_detail(pair.before, pair.tone.image) & pair.valid)
-    return fill_gaps(mask)
-
-
-def global_evidence(shift: float, noise: float, area: float, settings: MaskSettings) -> float:
-    """Return the evidence that an edit is global: 1 is the limit without knowledge of the scope.
-
-    It is the largest of three ratios to their limits: the tone shift, the noise of unchanged pixels and the
-    mask's share of the overlap.
-    """
-    return max(shift / GLOBAL_SHIFT, noise / GLOBAL_NOISE, area / settings.global_area)
+    noise = noise_level(difference, unchanged)
+    changed, low = threshold(noise)
+    if settings.noise_low * noise > settings.threshold_low:
+        near = morph(changed, cv2.MORPH_DILATE, np.ones((9, 9), np.uint8))
+        noise = min(noise, noise_level(difference, unchanged & ~near))
+        changed, low = threshold(noise)
+    return changed, noise, low
 
 
 def mask_evidence(

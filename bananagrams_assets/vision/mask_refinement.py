@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.vision.difference import LAB_WEIGHTS, Difference, lab_8bit, lab_difference
-from bananagrams_assets.vision.geometry import Floats, Size, warp
-from bananagrams_assets.vision.images import RGB, Mask
-from bananagrams_assets.vision.tone import Tone, apply_tone
+from ..config import MaskSettings
+from .difference import LAB_WEIGHTS, Difference, lab_8bit, lab_difference
+from .geometry import Floats, Size, warp
+from .images import RGB, Mask
+from .tone import Tone, apply_tone
 
 PATCH_PX = 5
 PATCH_SHARE = 0.6
@@ -31,6 +32,9 @@ GAP_SHARE = 0.01
 GAP_SURROUNDINGS_PX = 61
 GAP_DENSITY = 0.6
 """A gap under GAP_SHARE of the image is filled where its surroundings are mask to more than GAP_DENSITY."""
+
+LARGE_SHARE = 0.2
+"""Masks over this share of the overlap, mostly backgrounds, are extended by regions of lost detail."""
 
 FINE_DETAIL_PX = 9
 LOST_DETAIL_PX = 21
@@ -66,10 +70,29 @@ def hysteresis(difference: Difference, low: float, high: float) -> Mask:
     A strong pixel is above `high` (Canny, PAMI 1986). A patch may be a little fainter, because movement
     leaves only thin differences along edges.
     """
-    patch = cv2.morphologyEx(
-        (difference > PATCH_SHARE * high).astype(np.uint8), cv2.MORPH_OPEN, _disc(PATCH_PX)
-    )
-    return _components_touching(difference > low, (difference > high) | (patch > 0))
+    patch = morph(difference > PATCH_SHARE * high, cv2.MORPH_OPEN, _disc(PATCH_PX))
+    return _components_touching(difference > low, (difference > high) | patch)
+
+
+def clean_mask(
+    changed: Mask,
+    difference: Difference,
+    low: float,
+    valid: Mask,
+    before: RGB,
+    after: RGB,
+    settings: MaskSettings,
+) -> Mask:
+    """Turn changed pixels into a mask with a tight outline, without artefacts and without gaps.
+
+    `before` and `after` are the aligned pair at the working size, with equal tone.
+    """
+    tight = tighten_outline(remove_leakage(changed, difference), difference)
+    smooth = open_and_close(tight, difference > low / 2, settings.open_px, settings.close_px)
+    mask = remove_faint_lines(smooth, difference)
+    if mask.sum() > LARGE_SHARE * valid.sum():
+        mask = add_touching_components(mask, lost_detail(before, after) & valid)
+    return fill_gaps(mask)
 
 
 def remove_leakage(mask: Mask, difference: Difference) -> Mask:
@@ -83,20 +106,18 @@ def tighten_outline(mask: Mask, difference: Difference) -> Mask:
 
     Blur widens an edit. Its middle is at half of the difference inside, but its visible end is further out.
     """
-    inner = cv2.erode(mask.astype(np.uint8), _OUTLINE_KERNEL) > 0
-    return np.asarray(
-        mask & (inner | (difference >= OUTLINE_SHARE * cv2.dilate(difference, _OUTLINE_KERNEL)))
-    )
+    inner = morph(mask, cv2.MORPH_ERODE, _OUTLINE_KERNEL)
+    strong = difference >= OUTLINE_SHARE * cv2.dilate(difference, _OUTLINE_KERNEL)
+    return np.asarray(mask & (inner | strong))
 
 
 def open_and_close(mask: Mask, above_noise: Mask, open_px: int, close_px: int) -> Mask:
     """Open, then close; closing only fills pixels above the noise, so the inside of letters stays open."""
-    image = mask.astype(np.uint8)
     if open_px > 1:
-        image = cv2.morphologyEx(image, cv2.MORPH_OPEN, _disc(open_px)).astype(np.uint8)
+        mask = morph(mask, cv2.MORPH_OPEN, _disc(open_px))
     if close_px > 1:
-        image |= cv2.morphologyEx(image, cv2.MORPH_CLOSE, _disc(close_px)).astype(np.uint8) & above_noise
-    return image > 0
+        mask = mask | (morph(mask, cv2.MORPH_CLOSE, _disc(close_px)) & above_noise)
+    return mask
 
 
 def remove_faint_lines(mask: Mask, difference: Difference) -> Mask:
@@ -108,7 +129,7 @@ def remove_faint_lines(mask: Mask, difference: Difference) -> Mask:
     if not values.size:
         return mask
     subsample = values[:: max(1, values.size // 10_000)]
-    thick = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((LINE_PX, LINE_PX), np.uint8)) > 0
+    thick = morph(mask, cv2.MORPH_OPEN, np.ones((LINE_PX, LINE_PX), np.uint8))
     strong = mask & (difference >= FAINT_SHARE * np.median(subsample))
     return _components_touching(mask, thick | strong)
 
@@ -131,8 +152,7 @@ def lost_detail(before: RGB, after: RGB) -> Mask:
         energies.append(cv2.blur(fine * fine, (LOST_DETAIL_PX, LOST_DETAIL_PX)))
     energy_before, energy_after = energies
     lost = (energy_before > LOST_DETAIL_LEVELS**2) & (energy_after < LOST_DETAIL_SHARE**2 * energy_before)
-    kernel = np.ones((LOST_DETAIL_PX, LOST_DETAIL_PX), np.uint8)
-    return np.asarray(cv2.erode(lost.astype(np.uint8), kernel) > 0)
+    return morph(lost, cv2.MORPH_ERODE, np.ones((LOST_DETAIL_PX, LOST_DETAIL_PX), np.uint8))
 
 
 def fill_gaps(mask: Mask) -> Mask:
@@ -202,16 +222,15 @@ def refine_outline(mask: Mask, before: RGB, after: RGB, homography: Floats, tone
     box = slice(top, bottom), slice(left, right)
     warped = _warp_box(after, homography, tone, box, (height, width))
     difference = lab_difference(np.ascontiguousarray(before[box]), warped, blur_px=1)
-    coarse = mask[box].astype(np.uint8)
-    near = _disc(2 * reach + 1)
-    band = cv2.dilate(coarse, near) > cv2.erode(coarse, near)
+    coarse, near = mask[box], _disc(2 * reach + 1)
+    band = morph(coarse, cv2.MORPH_DILATE, near) & ~morph(coarse, cv2.MORPH_ERODE, near)
     around = cv2.dilate(difference, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
     distinct = difference > np.maximum(FULL_SIZE_OUTLINE_SHARE * around, low)
     # Colour bleeds from letters into the gaps between them, because JPEG halves its resolution. Letters are
     # therefore refined throughout.
-    band |= thin_strokes(coarse > 0, distinct, STROKE_REACHES * reach + 1, LINE_REACHES * reach)
+    band |= thin_strokes(coarse, distinct, STROKE_REACHES * reach + 1, LINE_REACHES * reach)
     result = mask.copy()
-    result[box] = close_swap_gaps(np.where(band, distinct, coarse > 0), before[box], warped)
+    result[box] = close_swap_gaps(np.where(band, distinct, coarse), before[box], warped)
     return result
 
 
@@ -237,8 +256,7 @@ def thin_strokes(mask: Mask, distinct: Mask, width_px: int, height_px: int) -> M
     Their `distinct` pixels are nowhere as thick as `width_px`, and one side of their bounding box is at most
     `height_px`.
     """
-    inside = (distinct & mask).astype(np.uint8)
-    thick = cv2.morphologyEx(inside, cv2.MORPH_OPEN, _disc(width_px)) > 0
+    thick = morph(distinct & mask, cv2.MORPH_OPEN, _disc(width_px))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     thin = stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].min(axis=1) <= height_px
     thin[np.unique(labels[thick])] = False
@@ -252,8 +270,8 @@ def close_swap_gaps(mask: Mask, before: RGB, after: RGB) -> Mask:
     nothing differs, yet it belongs to the edit. In this case the mask's mean colour is similar in both
     images, uint8 (H, W, 3). Gaps with the colour of the surroundings stay open.
     """
-    gaps = (cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(SWAP_PX)) > 0) & ~mask
-    surroundings = cv2.dilate(mask.astype(np.uint8), _disc(2 * SWAP_PX - 1)) == 0
+    gaps = morph(mask, cv2.MORPH_CLOSE, _disc(SWAP_PX)) & ~mask
+    surroundings = ~morph(mask, cv2.MORPH_DILATE, _disc(2 * SWAP_PX - 1))
     if not gaps.any() or not surroundings.any():
         return mask
     units = np.sqrt(LAB_WEIGHTS[0])
@@ -275,6 +293,11 @@ def _components_touching(mask: Mask, seeds: Mask) -> Mask:
     keep[labels[seeds]] = True
     keep[0] = False
     return keep.take(np.asarray(labels))
+
+
+def morph(mask: Mask, operation: int, kernel: NDArray[np.uint8]) -> Mask:
+    """Apply a morphological operation of OpenCV, such as cv2.MORPH_OPEN, to a mask (H, W)."""
+    return np.asarray(cv2.morphologyEx(mask.astype(np.uint8), operation, kernel) > 0)
 
 
 def _disc(px: int) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bananagrams_assets.vision.images import RGB, Mask, encode_jpeg, fit, resize
+from .images import RGB, Mask, encode_jpeg, fit, resize
 
 PANELS = ("before", "after, aligned", "difference", "mask")
 GAP_PX = 4
@@ -63,20 +63,15 @@ def panel_strip(
     All inputs have the size (H, W) of the input. The result is uint8 RGB, 4 tile_px + 3 GAP_PX wide and
     LABEL_PX higher than the input with its longest side fitted to `tile_px`.
     """
-    panels = [
-        _tile(before, tile_px),
-        _tile(aligned_after, tile_px),
-        _tile(heat_map(difference), tile_px),
-        _tile(mask_overlay(before, mask, tile_px), tile_px),
-    ]
-    canvas = _canvas(4 * tile_px + 3 * GAP_PX, panels[0].shape[0] + LABEL_PX)
-    for i, panel in enumerate(panels):
+    images = [fit(image, tile_px) for image in (before, aligned_after, heat_map(difference))]
+    images.append(mask_overlay(before, mask, tile_px))
+    size = (4 * tile_px + 3 * GAP_PX, images[0].shape[0] + LABEL_PX)
+    strip = Image.new("RGB", size, BACKGROUND)
+    for i, (label, image) in enumerate(zip(PANELS, images, strict=True)):
         left = i * (tile_px + GAP_PX)
-        canvas[LABEL_PX:, left : left + tile_px] = panel
-    drawing = Image.fromarray(canvas)
-    for i, label in enumerate(PANELS):
-        ImageDraw.Draw(drawing).text((i * (tile_px + GAP_PX) + 2, 1), label, fill=FAINT_COLOR, font=_font(11))
-    return np.asarray(drawing)
+        strip.paste(Image.fromarray(image), (left + (tile_px - image.shape[1]) // 2, LABEL_PX))
+        ImageDraw.Draw(strip).text((left + 2, 1), label, fill=FAINT_COLOR, font=_font(11))
+    return np.asarray(strip)
 
 
 def mask_overlay(image: RGB, mask: Mask, largest_side_px: int) -> RGB:
@@ -100,27 +95,21 @@ def contact_sheet(strips: Sequence[RGB], captions: Sequence[Sequence[str]]) -> R
     if not strips or len(strips) != len(captions):
         raise ValueError(f"{len(strips)} strips and {len(captions)} captions: one for each is needed")
     width = max(item.shape[1] for item in strips)
-    heights = [
+    height = sum(
         item.shape[0] + LINE_PX * len(caption) + 3 * GAP_PX
         for item, caption in zip(strips, captions, strict=True)
-    ]
-    canvas = _canvas(width + 2 * GAP_PX, sum(heights) + GAP_PX)
+    )
+    sheet = Image.new("RGB", (width + 2 * GAP_PX, height + GAP_PX), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
     top = GAP_PX
-    for item, caption, height in zip(strips, captions, heights, strict=True):
-        start = top + LINE_PX * len(caption) + GAP_PX
-        canvas[start : start + item.shape[0], GAP_PX : GAP_PX + item.shape[1]] = item
-        top += height
-    drawing = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(drawing)
-    top = GAP_PX
-    for caption, height in zip(captions, heights, strict=True):
+    for item, caption in zip(strips, captions, strict=True):
         for i, line in enumerate(caption):
-            text = truncate_text(line, width, 13)
-            draw.text(
-                (GAP_PX + 2, top + i * LINE_PX), text, fill=FAINT_COLOR if i else TEXT_COLOR, font=_font(13)
-            )
-        top += height
-    return np.asarray(drawing)
+            color = FAINT_COLOR if i else TEXT_COLOR
+            draw.text((GAP_PX + 2, top), truncate_text(line, width, 13), fill=color, font=_font(13))
+            top += LINE_PX
+        sheet.paste(Image.fromarray(item), (GAP_PX, top + GAP_PX))
+        top += item.shape[0] + 3 * GAP_PX
+    return np.asarray(sheet)
 
 
 def truncate_text(text: str, width_px: int, font_px: int) -> str:
@@ -153,19 +142,6 @@ def preview_jpeg(rgb: RGB, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise ValueError(f"no preview fits {max_bytes} bytes; the smallest takes {len(data)}")
     return data
-
-
-def _tile(image: RGB, tile_px: int) -> RGB:
-    """Centre the fitted image in a panel `tile_px` wide."""
-    small = fit(image, tile_px)
-    tile = _canvas(tile_px, small.shape[0])
-    left = (tile_px - small.shape[1]) // 2
-    tile[:, left : left + small.shape[1]] = small
-    return tile
-
-
-def _canvas(width: int, height: int) -> RGB:
-    return np.full((height, width, 3), BACKGROUND, np.uint8)
 
 
 def _font(px: int) -> Any:

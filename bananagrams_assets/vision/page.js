@@ -1,5 +1,6 @@
 // Shared by both kinds of page: the panels of a sample's image, and the labels stored in this browser.
 const PANELS = ["before", "after", "difference"];
+const byId = (id) => document.getElementById(id);
 
 function make(tag, className, text) {
   const node = document.createElement(tag);

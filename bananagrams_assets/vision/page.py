@@ -87,11 +87,11 @@ def _row_content(row: PageRow) -> dict[str, Any]:
 
 
 def render_template(path: Path, **content: Any) -> str:
-    """Render a Jinja template that may include files of its own folder; values are escaped as HTML."""
+    """Render a Jinja template that may include files of its own and of this folder; values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(path.parent), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader([path.parent, TEMPLATES]), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template(path.name).render(**content)

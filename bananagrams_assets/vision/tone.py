@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.vision.images import RGB, Mask
+from .images import RGB, Mask, fitted_size
 
 FloatImage: TypeAlias = NDArray[np.float32]
 """(H, W, 3), RGB levels 0..255"""
@@ -74,8 +74,7 @@ def match_tone(before: RGB, after: RGB, valid: Mask) -> Tone:
     channel. A smooth field then models the residual.
     """
     height, width = valid.shape
-    scale = min(1.0, FIT_SIDE_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+    size = fitted_size((width, height), FIT_SIDE_PX)
     target, source = (
         cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) for image in (before, after)
     )

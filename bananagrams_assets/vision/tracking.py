@@ -8,16 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.config import AlignSettings
-from bananagrams_assets.vision.features import Start, View, working_size
-from bananagrams_assets.vision.geometry import Floats, Size, frame_corners, project, rescale_homography
-from bananagrams_assets.vision.transform_models import (
-    MODELS,
-    corner_uncertainty,
-    fit_homography,
-    select_model,
-    squared_distances,
-)
+from ..config import AlignSettings
+from .features import Plane, Start, View, working_size
+from .geometry import Floats, Size, frame_corners, project, rescale_homography
+from .transform_models import MODELS, corner_uncertainty, fit_homography, select_model, squared_distances
 
 SUFFICIENT_CONFIDENCE = 0.97
 """Fits with this confidence end the search: no costlier method is tried."""
@@ -28,7 +22,7 @@ MAX_RESIDUAL_SHARE = 0.6
 """A corner shows different content if the residual exceeds this share of the detail in its window."""
 MIN_INLIER_RATIO = 0.3
 """With a smaller ratio over all tracks, many of the inliers agree by chance and bias the fit."""
-TRACKING_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 15, 0.03)
+LK_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 15, 0.03)
 """At most 15 iterations per track; a step under 0.03 px ends it."""
 INLIER_PX = 1.0
 """Largest distance of an inlier track from the model, in px at the working size."""
@@ -78,7 +72,7 @@ def confidence_of(evidence: dict[str, float]) -> float:
     return float(1 / (1 + np.exp(-total)))
 
 
-def strongest_corners(detail: NDArray[np.uint8], cell_px: int) -> Floats:
+def strongest_corners(detail: Plane, cell_px: int) -> Floats:
     """Return (N, 2) x and y of the strongest corner in each grid cell (Shi and Tomasi, CVPR 1994)."""
     height, width = detail.shape
     cell = max(4, min(cell_px, max(height, width) // 8))
@@ -115,8 +109,8 @@ def refine(fixed: View, moving: View, corners: Floats, start: Start, settings: A
     detail = 255 - moving.detail if start.negative else moving.detail
     frame = frame_corners(moving.size)
     fit: Fit | str = ""
-    for pyramid_levels in (2 if start.matches else 4, 1):
-        tracks = _track_corners(fixed, detail, homography, corners, pyramid_levels, settings)
+    for levels in (2 if start.matches else 4, 1):
+        tracks = _track_corners(fixed, detail, homography, corners, levels, settings)
         if isinstance(tracks, str):
             return fit or tracks
         fit = _fit_best_tracks(fixed, moving, homography, tracks, settings)
@@ -154,12 +148,7 @@ def _fit_best_tracks(
 
 
 def _track_corners(
-    fixed: View,
-    detail: NDArray[np.uint8],
-    homography: Floats,
-    corners: Floats,
-    pyramid_levels: int,
-    settings: AlignSettings,
+    fixed: View, detail: Plane, homography: Floats, corners: Floats, levels: int, settings: AlignSettings
 ) -> _Tracks | str:
     """Track `corners` of the input into the edited image's `detail`, warped by a rough homography.
 
@@ -172,29 +161,18 @@ def _track_corners(
     tracked = corners[((origin > frame[0] + margin) & (origin < frame[2] - margin)).all(axis=1)]
     if len(tracked) < settings.min_inliers:
         return f"only {len(tracked)} corners to track; {settings.min_inliers} needed"
-    points = tracked.astype(np.float32)
+    points, window = tracked.astype(np.float32), (WINDOW_PX, WINDOW_PX)
+    warped = cv2.warpPerspective(detail, homography, fixed.size, borderValue=128)  # 128: no detail
     positions, status, residuals = cv2.calcOpticalFlowPyrLK(
-        fixed.detail,
-        _warp_detail(detail, homography, fixed.size),
-        points,
-        points.copy(),
-        winSize=(WINDOW_PX, WINDOW_PX),
-        maxLevel=pyramid_levels,
-        criteria=TRACKING_CRITERIA,
+        fixed.detail, warped, points, points.copy(), winSize=window, maxLevel=levels, criteria=LK_CRITERIA
     )
     kept = np.asarray(status).ravel() > 0
     if kept.sum() < settings.min_inliers:
         return f"only {kept.sum()} corners found again; {settings.min_inliers} needed"
-    contrast = cv2.blur(cv2.absdiff(fixed.detail, np.full_like(fixed.detail, 128)), (WINDOW_PX, WINDOW_PX))
+    contrast = cv2.blur(cv2.absdiff(fixed.detail, np.full_like(fixed.detail, 128)), window)
     columns, rows = tracked[kept].astype(int).T
     same = np.asarray(residuals).ravel()[kept] <= MAX_RESIDUAL_SHARE * contrast[rows, columns]
     return _Tracks(project(inverse, np.asarray(positions, np.float64)[kept]), tracked[kept], same)
-
-
-def _warp_detail(detail: NDArray[np.uint8], homography: Floats, size: Size) -> NDArray[np.uint8]:
-    """Warp the edited image's detail onto the input at the working size; 128 (no detail) outside."""
-    warped = cv2.warpPerspective(detail, homography, size, borderMode=cv2.BORDER_CONSTANT, borderValue=128)
-    return np.asarray(warped, np.uint8)
 
 
 def _fit_tracks(

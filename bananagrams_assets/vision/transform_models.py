@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bananagrams_assets.config import AlignSettings
-from bananagrams_assets.vision.geometry import (
-    Floats,
-    Size,
-    frame_corners,
-    jacobians,
-    normalise_homography,
-    project,
-    resize_homography,
-)
+from ..config import AlignSettings
+from .geometry import Floats, Size, frame_corners, jacobians, normalise_homography, project, resize_homography
 
 MODELS: dict[str, tuple[int, ...]] = {
     "resize": (),

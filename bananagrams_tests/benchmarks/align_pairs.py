@@ -180,7 +180,7 @@ def _inverted(image: RGB, rng: np.random.Generator) -> RGB:
 
 
 def _night(image: RGB, rng: np.random.Generator) -> RGB:
-    return filters.LIGHTS["moonlight"](image, rng)
+    return filters.GLOBAL_FILTERS["lighting"]["moonlight"](image, rng)
 
 
 def _drawn(image: RGB, rng: np.random.Generator) -> RGB:
@@ -203,7 +203,7 @@ def _hard(image: RGB, other: RGB, strength: float, rng: np.random.Generator) -> 
     changed = _replace_part(image, other, 0.2, 0.6, rng)
     if rng.random() < 0.5:
         style = rng.choice(["pencil sketch", "cartoon", "comic drawing"])
-        changed = filters.STYLES[str(style)](changed, rng)
+        changed = filters.GLOBAL_FILTERS["sketch"][str(style)](changed, rng)
     part, shift = _window(changed, rng.uniform(0.55, 0.75), rng)
     after, homography = editor.reencode(part, strength, rng)
     return image, after, shift @ homography

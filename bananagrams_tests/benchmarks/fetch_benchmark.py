@@ -84,9 +84,10 @@ def urls(base: str, pairs: int) -> Iterator[tuple[str, str]]:
 def bananagrams(base: str, pairs: int, concurrency: int) -> int:
     from bananagrams_assets.graph import IMAGE_PAIRS
     from bananagrams_assets.profiles import validate
+    from bananagrams_assets.records.record import MANIFEST_COLUMNS
     from bananagrams_assets.storage import paths
     from bananagrams_assets.storage.local import LocalStore
-    from bananagrams_assets.storage.tables import MANIFEST_COLUMNS, write_table
+    from bananagrams_assets.storage.tables import write_table
 
     from ..stages.building import call
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 
-
 PROGRAMS = {
     "dagster": "import dagster",
     "definitions": "import bananagrams_assets.definitions as module; module.defs()",

@@ -15,7 +15,7 @@ import numpy as np
 from bananagrams_assets.learn import metrics
 from bananagrams_assets.learn.dataset import open_split
 from bananagrams_assets.learn.evaluate import derangement
-from bananagrams_assets.learn.predictor import load_predictor, predict_masks
+from bananagrams_assets.learn.predict import load_predictor, predict_masks
 from bananagrams_assets.sample.draw import COLORS
 from bananagrams_assets.storage.open_store import open_store
 

@@ -1,4 +1,4 @@
-"""A real `dagster dev` with its daemon, on a free port, with a small sample."""
+"""`dagster dev` with its daemon, on a free port, with a small sample."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Server:
 @contextmanager
 def dagster_dev(folder: Path, settings: list[str] = SMALL) -> Iterator[Server]:
     """Start `dagster dev` as in README, wait for web server and daemon, and stop it at the end."""
-    port = _free_port()
+    port = free_port()
     home, log = folder / "home", folder / "dagster-dev.log"
     prepare_home(home)
     environment = dict(
@@ -109,7 +109,7 @@ def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> Non
     wait_for(server, "dagster dev", healthy, 120)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

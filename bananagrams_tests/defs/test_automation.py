@@ -11,8 +11,8 @@ from bananagrams_assets.defs.resources import StoreResource
 from bananagrams_assets.graph import MANIFEST, SHARD_STAGES, SPLIT_INDEX
 from bananagrams_assets.profiles import load_profile
 from bananagrams_assets.stages.receipts import write_receipt
-from bananagrams_assets.stages.stage import Stage, StageResult
-from bananagrams_assets.stages.staleness import input_versions
+from bananagrams_assets.stages.stage import UNPARTITIONED, Stage, StageResult
+from bananagrams_assets.stages.staleness import input_receipts, input_versions
 from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.store import Store
 
@@ -40,12 +40,12 @@ def requests(store: Store, profile: Profile) -> dict[str, dg.RunRequest]:
 
 
 def finish(store: Store, profile: Profile, stage: Stage, partition: str, content: str = "content") -> None:
-    upstream = {} if stage is MANIFEST else input_versions(store, profile, stage, partition)
+    upstream = input_versions(input_receipts(store, profile, stage, partition), {})
     write_receipt(store, profile, stage, partition, StageResult({}, content=content), upstream)
 
 
 def read_sources(store: Store, profile: Profile) -> None:
-    for partition in MANIFEST.receipt_partitions(profile):
+    for partition in [*profile.shard_keys(), UNPARTITIONED]:
         finish(store, profile, MANIFEST, partition)
 
 

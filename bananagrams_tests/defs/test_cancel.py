@@ -1,4 +1,4 @@
-"""A run that is terminated in the web server."""
+"""Termination of a run through the web server."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ TERMINATE = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
 
 
 def launch(server: Server, asset: str, partition: str | None) -> str:
+    """Launch a run of one asset; return its id."""
     tags = [{"key": "dagster/partition", "value": partition}] if partition else []
     selector = {
         "repositoryLocationName": "bananagrams", "repositoryName": "__repository__",
@@ -37,10 +38,11 @@ def status_of(server: Server, run: str) -> str:
 
 
 def final_status(server: Server, run: str) -> str:
-    final = ("SUCCESS", "FAILURE", "CANCELED")
-    return str(
-        wait_for(server, run, lambda: next((s for s in [status_of(server, run)] if s in final), None), 120)
-    )
+    def finished() -> str | None:
+        status = status_of(server, run)
+        return status if status in ("SUCCESS", "FAILURE", "CANCELED") else None
+
+    return str(wait_for(server, f"run {run}", finished, 120))
 
 
 @pytest.mark.slow
@@ -67,12 +69,7 @@ def test_a_terminated_run_stops_at_once_and_keeps_its_images(
             assert final_status(server, launch(server, "manifest", None)) == "SUCCESS"
             run = launch(server, "image_pairs", SHARD)
             spool = server.home / "spool"
-            wait_for(
-                server,
-                "eleven images",
-                lambda: sum(map(len, map(images_in, spool.glob("*/")))) >= 11,
-                120,
-            )
+            wait_for(server, "11 images", lambda: sum(map(len, map(images_in, spool.glob("*/")))) >= 11, 120)
             assert images.requests["/5.jpg"] == 1
             server.query(TERMINATE, id=run)
             assert final_status(server, run) == "CANCELED"

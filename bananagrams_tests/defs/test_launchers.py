@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from bananagrams_assets.learn import job_file, launch, registry, tracking
 from bananagrams_assets.learn.launch import LaunchError
 
 from ..learn.tiny import make_dataset, profile
+from .server import free_port
 
 JOB = "s3://data/pico/mask_model/jobs/0123.json"
 MASK_MODEL_SETTINGS = ("model", "train", "launcher", "mlflow")
@@ -190,13 +190,9 @@ def make_job(folder: Path, settings: Profile) -> tuple[str, str]:
     uri = tracking.default_tracking_uri(str(folder))
     run_id, _ = tracking.start_run(uri, settings, {})
     name = str(folder / job_file.job_name(run_id))
-    return job_file.write_job(name, settings, MASK_MODEL_SETTINGS, str(folder), uri, run_id, None, {}), uri
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    job = job_file.TrainingJob(settings, settings.model_dump(mode="json"), str(folder), uri, run_id, None, {})
+    job_file.write_job(name, job, MASK_MODEL_SETTINGS)
+    return name, uri
 
 
 @pytest.fixture

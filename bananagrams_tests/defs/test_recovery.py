@@ -18,7 +18,7 @@ import yaml
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.graph import SPLIT_INDEX
-from bananagrams_assets.learn import job_file, tracking, unfinished
+from bananagrams_assets.learn import job_file, tracking
 from bananagrams_assets.stages.receipts import write_receipt
 from bananagrams_assets.stages.stage import StageResult
 from bananagrams_assets.storage.store import Store
@@ -89,8 +89,8 @@ def test_a_training_resumes_after_its_worker_and_its_dagster_run_were_killed(
     # The training detects that its launcher is gone, writes a checkpoint and exits.
     assert orphans
     assert not psutil.wait_procs(orphans, timeout=60)[1]
-    note = json.loads(store.read(unfinished.UNFINISHED))
-    last_name = unfinished.last_checkpoint(store, note["mlflow_run_id"])
+    note = json.loads(store.read(job_file.UNFINISHED))
+    last_name = job_file.last_checkpoint(store, note["mlflow_run_id"])
     assert last_name is not None
 
     with start_training(settings) as process:
@@ -115,7 +115,7 @@ def test_a_training_resumes_after_its_worker_and_its_dagster_run_were_killed(
     assert [
         int(version.version) for version in client.search_model_versions("name = 'bananagrams-mask'")
     ] == [1]
-    assert not store.exists(unfinished.UNFINISHED)
+    assert not store.exists(job_file.UNFINISHED)
     assert not store.list(f"{job_file.OUTPUT}/jobs/")
 
     with dg.DagsterInstance.get() as instance:
@@ -135,4 +135,4 @@ def test_a_failure_that_a_retry_cannot_fix_is_not_retried(settings: Profile, sto
     assert process.returncode == 1
     assert "no training sample is left" in out
     assert out.count("MLflow run ") <= 1
-    assert not store.exists(unfinished.UNFINISHED)
+    assert not store.exists(job_file.UNFINISHED)

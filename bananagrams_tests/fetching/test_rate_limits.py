@@ -19,6 +19,8 @@ from bananagrams_assets.config import FetchSettings, HostSettings
 from bananagrams_assets.fetching.rate_limits import (
     MAX_PAUSE_S,
     MIN_RATE_PER_S,
+    OPEN_CIRCUIT_S,
+    REACTION_S,
     RECOVERY_S,
     CircuitOpen,
     HostState,
@@ -81,15 +83,39 @@ def test_a_short_retry_after_pauses_and_a_long_one_opens_the_circuit() -> None:
     assert wait_s(state, NOW + 7300) == 0
 
 
-def test_repeated_throttles_open_the_circuit() -> None:
-    state, now = HostState(), NOW
-    while state.circuit_open_until < now and now < NOW + 3600:
-        now += wait_s(state, now) + 2
+def throttle(state: HostState, now: float, count: int, retry_after_s: float | None) -> float:
+    """Record `count` throttles of requests sent one after the other; return the time of the last."""
+    for _ in range(count):
+        now += wait_s(state, now) + REACTION_S
         record_request(state, now, math.inf)
-        record_throttle(state, now, now, None)
-    with pytest.raises(CircuitOpen):
-        wait_s(state, now)
+        record_throttle(state, now, now, retry_after_s)
+    return now
+
+
+# A throttle implies a wait of its Retry-After and of at least 10 s. MAX_PAUSE_S is 300 s.
+@pytest.mark.parametrize(("retry_after_s", "count"), [(None, 30), (5.0, 30), (100.0, 3), (MAX_PAUSE_S, 1)])
+def test_throttles_that_imply_the_maximum_pause_open_the_circuit(
+    retry_after_s: float | None, count: int
+) -> None:
+    state = HostState()
+    now = throttle(state, NOW, count - 1, retry_after_s)
+    assert state.circuit_open_until == 0
+    now = throttle(state, now, 1, retry_after_s)
+    assert state.circuit_open_until == now + OPEN_CIRCUIT_S
     assert state.rate >= MIN_RATE_PER_S
+    with pytest.raises(CircuitOpen):
+        wait_s(state, now + OPEN_CIRCUIT_S - 1)
+    assert wait_s(state, now + OPEN_CIRCUIT_S) == 0
+
+
+def test_a_success_resets_the_sum_of_implied_waits() -> None:
+    state = HostState()
+    now = throttle(state, NOW, 29, None)
+    record_success(state)
+    now = throttle(state, now, 29, None)
+    assert state.circuit_open_until == 0
+    throttle(state, now, 1, None)
+    assert state.circuit_open_until > now
 
 
 @given(

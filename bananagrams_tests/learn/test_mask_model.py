@@ -12,11 +12,9 @@ import pytest
 from bananagrams_assets.config import Profile
 from bananagrams_assets.graph import MASK_MODEL, SPLIT_INDEX
 from bananagrams_assets.learn import tracking
-from bananagrams_assets.learn.job_file import write_failure
+from bananagrams_assets.learn.job_file import UNFINISHED, read_job, write_failure
 from bananagrams_assets.learn.launch import LaunchError
 from bananagrams_assets.learn.mask_model import TrainingFailed, TrainingRequest
-from bananagrams_assets.learn.training_job import read_job
-from bananagrams_assets.learn.unfinished import UNFINISHED
 from bananagrams_assets.profiles import load_profile
 from bananagrams_assets.progress import ignore_progress
 from bananagrams_assets.stages.build import Outcome, build_partition
@@ -70,7 +68,7 @@ def build(store: LocalStore, profile: Profile, training: Launch, **changes: Any)
     uri = tracking.default_tracking_uri(store.url)
     options = {"dagster_run_id": "d-1", "root_run_id": "d-1"} | changes
     request = TrainingRequest(profile, uri, training, **options)
-    rebuild = bool(request.afresh or request.resume)
+    rebuild = bool(request.from_scratch or request.resume)
     return build_partition(
         store, profile, MASK_MODEL, UNPARTITIONED, ignore_progress, rebuild, request=request
     )
@@ -116,8 +114,8 @@ def test_a_crashed_training_is_continued_from_its_last_checkpoint(
     assert (first["goes_on"], second["goes_on"]) == (False, True)
 
 
-@pytest.mark.parametrize("changes", [{"afresh": True}, {"resume": "mask_model/checkpoints/other"}])
-def test_a_training_afresh_continues_only_its_own_run(
+@pytest.mark.parametrize("changes", [{"from_scratch": True}, {"resume": "mask_model/checkpoints/other"}])
+def test_a_training_from_scratch_continues_only_its_own_run(
     store: LocalStore, profile: Profile, changes: dict[str, Any]
 ) -> None:
     crashing = Training(store, crash)

@@ -131,7 +131,7 @@ def test_local_weights_are_loaded(tmp_path) -> None:  # type: ignore[no-untyped-
 
 def test_local_weights_of_another_network_are_an_error(tmp_path) -> None:  # type: ignore[no-untyped-def]
     save_file(torchvision.models.resnet34().state_dict(), tmp_path / "r34.safetensors")
-    with pytest.raises(WeightsError, match=r"r34.safetensors does not fit resnet50: \d+ tensors"):
+    with pytest.raises(WeightsError, match=r"r34.safetensors does not fit resnet50: \d+ of \d+ tensors"):
         load_resnet("resnet50", str(tmp_path / "r34.safetensors"))
 
 

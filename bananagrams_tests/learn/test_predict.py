@@ -16,8 +16,14 @@ from PIL import Image
 from bananagrams_assets.learn import checkpoint
 from bananagrams_assets.learn.batch_prediction import InputError, Output, Row, list_items, predict_all
 from bananagrams_assets.learn.network import MaskNet
-from bananagrams_assets.learn.predict import load_model, predict_file
-from bananagrams_assets.learn.predictor import Predictor, encode_soft, make_predictor, predict_masks
+from bananagrams_assets.learn.predict import (
+    Predictor,
+    encode_soft,
+    load_model,
+    make_predictor,
+    predict_file,
+    predict_masks,
+)
 from bananagrams_assets.learn.publish import model_sections
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.open_store import open_store

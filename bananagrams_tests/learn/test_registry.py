@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def add(
     log = tracking.RunLog(uri, run_id)
     for file, ious in ((registry.OWN_IOUS, own), (registry.CHAMPION_IOUS, champion)):
         if ious:
-            log.file(file, json.dumps(ious.as_json()).encode())
+            log.file(file, json.dumps(asdict(ious)).encode())
     version_tags = {"dev_iou": str(score), "baseline_iou": "0.3", "shuffled_iou": "0.1", **tags}
     source = client.get_run(run_id).info.artifact_uri
     return str(client.create_model_version(name, source, run_id, tags=version_tags).version)

@@ -23,13 +23,12 @@ import torch
 from PIL import Image
 
 from bananagrams_assets.config import Profile
-from bananagrams_assets.learn import job_file, registry, tracking
+from bananagrams_assets.learn import registry, tracking
 from bananagrams_assets.learn.dataset import open_split
+from bananagrams_assets.learn.job_file import TrainingJob
 from bananagrams_assets.learn.network import MaskNet
-from bananagrams_assets.learn.predict import load_model, predict_file
-from bananagrams_assets.learn.predictor import encode_soft, make_predictor
+from bananagrams_assets.learn.predict import encode_soft, load_model, make_predictor, predict_file
 from bananagrams_assets.learn.publish import publish
-from bananagrams_assets.learn.training_job import TrainingJob
 from bananagrams_assets.vision.images import encode_png_mask
 
 from .tiny import make_dataset, profile
@@ -45,7 +44,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, str, P
     store = make_dataset(folder / "store")
     uri = tracking.default_tracking_uri(store.url)
     run_id, _ = tracking.start_run(uri, settings, {})
-    job = TrainingJob(settings, settings.model_dump(mode="json"), store.url, uri, run_id, None, job_file.OUTPUT, {"dagster_run_id": "d-1"})
+    document, tags = settings.model_dump(mode="json"), {"dagster_run_id": "d-1"}
+    job = TrainingJob(settings, document, store.url, uri, run_id, None, tags)
     torch.manual_seed(1)
     net = MaskNet(settings.model, fetch=False)
     with open_split(store, "train") as train, open_split(store, "dev") as dev:

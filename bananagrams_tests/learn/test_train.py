@@ -24,22 +24,21 @@ from safetensors.torch import load
 from bananagrams_assets.learn import (
     checkpoint,
     evaluate,
-    job_file,
     launch,
     registry,
     tracking,
     train,
     training_run,
-    unfinished,
 )
 from bananagrams_assets.learn.dataset import Batch, DatasetError, TrainingSet, data_loader, open_split
 from bananagrams_assets.learn.distributed import DistributedContext
+from bananagrams_assets.learn.job_file import TrainingJob, last_checkpoint, read_failure, read_job, write_job
 from bananagrams_assets.learn.losses import mask_loss
 from bananagrams_assets.learn.network import MaskNet
 from bananagrams_assets.learn.optimizer import EMA, lr_multiplier, total_steps
-from bananagrams_assets.learn.predictor import load_predictor, predict_masks
+from bananagrams_assets.learn.predict import load_predictor, predict_masks
 from bananagrams_assets.learn.promotion import promote
-from bananagrams_assets.learn.training_job import TrainingError, TrainingJob, read_job
+from bananagrams_assets.learn.training_run import TrainingError
 from bananagrams_assets.storage.open_store import open_store
 
 from .tiny import HALVES, HEIGHT, WIDTH, make_dataset, profile
@@ -65,8 +64,10 @@ def make_job(folder: Path, resume: str | None = None, **overrides: Any) -> Path:
     chosen, tags = profile(**overrides), {"dagster_run_id": "d-1"}
     uri = tracking.default_tracking_uri(str(folder))
     run_id, _ = tracking.start_run(uri, chosen, tags)
+    job = TrainingJob(chosen, chosen.model_dump(mode="json"), str(folder), uri, run_id, resume, tags)
     file = folder / f"{run_id}.json"
-    return job_file.write_job(file, chosen, MASK_MODEL_SETTINGS, str(folder), uri, run_id, resume, tags)
+    write_job(file, job, MASK_MODEL_SETTINGS)
+    return file
 
 
 def run(job: Path) -> tuple[TrainingJob, dict[str, Any], list[str]]:
@@ -168,7 +169,7 @@ def test_registered_model_has_the_scores_of_the_training(trained: Any) -> None:
 
 def test_sample_ious_use_the_threshold_of_the_reported_scores(trained: Any) -> None:
     job, result, _ = trained
-    own = registry.read_sample_ious(tracking.connect(job.tracking_uri), job.mlflow_run_id)
+    own = registry.read_sample_ious(job.tracking_uri, job.mlflow_run_id)
     assert own is not None
     assert own.mean() == pytest.approx(result["summary"]["test_iou"], abs=1e-6)
     predictor = load_predictor(registry.download_model(job.tracking_uri, job.profile, result["version"]))
@@ -356,7 +357,7 @@ def test_killed_and_resumed_run_is_bit_equal(
             lines = [line for line, _ in zip(after_steps(process.stdout), range(steps_lived), strict=False)]
             assert lines
             process.kill()
-        resume = unfinished.last_checkpoint(store, read_job(job).mlflow_run_id)
+        resume = last_checkpoint(store, read_job(job).mlflow_run_id)
         assert resume is not None
         assert int(resume[-6:]) < 24
     last = make_job(tmp_path, resume=resume, **settings)
@@ -471,4 +472,4 @@ def test_out_of_memory_error_names_the_settings_to_lower(tmp_path: Path) -> None
         "out of memory on the cpu with 512 samples of 256 px at once: raise train.accumulate" in done.stderr
     )
     assert "Traceback" not in done.stderr
-    assert "out of memory" in str(job_file.read_failure(job))
+    assert "out of memory" in str(read_failure(job))

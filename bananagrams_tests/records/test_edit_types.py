@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bananagrams_assets.config import ConfigError
-from bananagrams_assets.records.edit_types import EDIT_TYPES, SCOPES, EditType, allowed_names, edit_type
+from bananagrams_assets.records.edit_types import EDIT_TYPES, EditType, allowed_names, edit_type
 
 TABLE = """
 Object, local:
@@ -69,7 +69,7 @@ def test_names_are_those_of_the_public_manifest() -> None:
 def test_there_are_35_distinct_types() -> None:
     assert len(EDIT_TYPES) == 35
     assert len({type_.name for type_ in EDIT_TYPES}) == len({type_.short for type_ in EDIT_TYPES}) == 35
-    assert {type_.scope for type_ in EDIT_TYPES} == set(SCOPES)
+    assert {type_.scope for type_ in EDIT_TYPES} == {"local", "global", "geometric"}
     assert len({type_.category for type_ in EDIT_TYPES}) == 7
 
 

@@ -21,13 +21,14 @@ from ..photos import record
 
 CDN = "https://cdn.example.org/nb/"
 PHOTOS = Photos(SourceSettings())
-REMOTE = Source("https://example.org/sft.jsonl", None, CDN, PHOTOS)
 SPLITS = SplitsSettings()
+ASSIGN_SHARD = shard_assigner(SPLITS)
+REMOTE = Source("https://example.org/sft.jsonl", None, CDN, PHOTOS, ASSIGN_SHARD)
 
 
 def parse(content: Any, source: Source = REMOTE) -> Record | Reject:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    (parsed,) = parse_line(data, 7, source, shard_assigner(SPLITS))
+    (parsed,) = parse_line(data, 7, source)
     return parsed
 
 
@@ -135,7 +136,7 @@ class TestLocalFiles:
         return tmp_path
 
     def parse(self, folder: Path, **changes: Any) -> Record | Reject:
-        return parse(record(1, **changes), Source("sft.jsonl", folder, CDN, PHOTOS))
+        return parse(record(1, **changes), Source("sft.jsonl", folder, CDN, PHOTOS, ASSIGN_SHARD))
 
     def test_files_beside_a_local_manifest_are_used(self, folder: Path) -> None:
         parsed = self.parse(folder, local_input_image="photos/a.jpg")
@@ -224,7 +225,7 @@ def test_any_bytes_are_a_record_or_a_reject(data: bytes) -> None:
 
 @given(st.dictionaries(st.sampled_from([*record(1), "local_input_image", "rejected_images", "files"]), JSON))
 def test_any_object_is_a_record_or_a_reject(changes: dict[str, Any]) -> None:
-    for source in (REMOTE, Source("sft.jsonl", Path("/nowhere"), CDN, PHOTOS)):
+    for source in (REMOTE, Source("sft.jsonl", Path("/nowhere"), CDN, PHOTOS, ASSIGN_SHARD)):
         parsed = parse({**record(1), **changes}, source)
         assert isinstance(parsed, (Record, Reject))
         if isinstance(parsed, Reject):

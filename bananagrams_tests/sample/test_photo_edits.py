@@ -252,8 +252,8 @@ def test_the_invisible_margin_of_a_removal_is_not_in_the_mask() -> None:
     intended, painted = before[..., 0] == 220, np.zeros((120, 160), bool)
     painted[30:90, 50:110] = True
     visible = visible_part(before, wall, painted, intended)
-    assert not visible.mask[~(cv2.dilate(intended.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)].any()
-    assert visible.share == 1
+    assert not visible[~(cv2.dilate(intended.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)].any()
+    assert visible[intended].all()
 
 
 def test_donors_are_labelled_photos(scenes: Scenes) -> None:

@@ -37,7 +37,7 @@ def run_of(stage: Stage, built: tuple[LocalStore, Profile], partition: str = SHA
 
 
 @pytest.mark.parametrize("stage", DATASET_STAGES, ids=lambda stage: stage.name)
-def test_every_dataset_stage_builds_with_access_to_its_declaration_alone(
+def test_every_dataset_stage_builds_with_only_its_declared_access(
     built: tuple[LocalStore, Profile], stage: Stage
 ) -> None:
     store, profile = built
@@ -61,17 +61,15 @@ def test_a_stage_without_one_of_its_inputs_declared_fails(
 
 
 @pytest.mark.parametrize("stage", DATASET_STAGES, ids=lambda stage: stage.name)
-def test_a_stage_without_its_settings_declared_fails(
-    built: tuple[LocalStore, Profile], stage: Stage
-) -> None:
+def test_a_stage_without_its_settings_declared_fails(built: tuple[LocalStore, Profile], stage: Stage) -> None:
     store, profile = built
     partition = {"none": UNPARTITIONED, "shard": SHARD, "split": "train"}[stage.partitioning]
-    blind = replace(stage, settings=(), unversioned_settings=(), external=None)
+    undeclared = replace(stage, settings=(), unversioned_settings=(), external=None)
     with pytest.raises(UndeclaredAccess, match=f"{stage.name} reads the setting "):
-        build_partition(store, profile, blind, partition, ignore_progress, rebuild=True)
+        build_partition(store, profile, undeclared, partition, ignore_progress, rebuild=True)
 
 
-def test_another_shard_s_files_cannot_be_read(built: tuple[LocalStore, Profile]) -> None:
+def test_files_of_another_shard_cannot_be_read(built: tuple[LocalStore, Profile]) -> None:
     run = run_of(EDIT_MASKS, built)
     assert run.store.exists(paths.pairs_tar(SHARD))
     for name in (paths.pairs_tar(OTHER), paths.manifest_table(OTHER), paths.receipt("image_pairs", OTHER)):
@@ -80,8 +78,8 @@ def test_another_shard_s_files_cannot_be_read(built: tuple[LocalStore, Profile])
                 read(name)
 
 
-def test_a_later_stage_s_files_cannot_be_read(built: tuple[LocalStore, Profile]) -> None:
-    with pytest.raises(UndeclaredAccess, match="stage edit_masks reads .*shards"):
+def test_files_of_a_later_stage_cannot_be_read(built: tuple[LocalStore, Profile]) -> None:
+    with pytest.raises(UndeclaredAccess, match=r"stage edit_masks reads .*shards"):
         run_of(EDIT_MASKS, built).store.read(paths.shard_tar(SHARD))
     with pytest.raises(UndeclaredAccess, match="stage edit_masks reads"):
         run_of(EDIT_MASKS, built).store.list("")
@@ -94,7 +92,7 @@ def test_an_input_cannot_be_written(built: tuple[LocalStore, Profile]) -> None:
         lambda: run.store.create(paths.pairs_tar(SHARD)),
         lambda: run.store.delete(paths.pairs_tar(SHARD)),
     ):
-        with pytest.raises(UndeclaredAccess, match="stage edit_masks writes .*image_pairs"):
+        with pytest.raises(UndeclaredAccess, match=r"stage edit_masks writes .*image_pairs"):
             write()
 
 

@@ -5,7 +5,8 @@ import hashlib
 import io
 import os
 import resource
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -15,12 +16,13 @@ from PIL import Image
 
 from bananagrams_assets.config import Profile
 from bananagrams_assets.fetching.client import FetchError
+from bananagrams_assets.fetching.spool import Member, ResumableTar
 from bananagrams_assets.graph import IMAGE_PAIRS, MANIFEST
 from bananagrams_assets.stages.stage import StageResult
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.digests import file_digest
 from bananagrams_assets.storage.local import LocalStore
-from bananagrams_assets.storage.sample_tar import Sample, read_samples
+from bananagrams_assets.storage.sample_tar import Sample, read_samples, sample_writer
 from bananagrams_assets.storage.store import StoreError
 from bananagrams_assets.storage.tables import read_table
 from bananagrams_assets.vision.images import encode_jpeg
@@ -180,6 +182,35 @@ def test_changed_settings_or_a_damaged_tar_cause_new_downloads(
     mended = fetch(store, served(server, tmp_path, answers))
     assert mended.content == first.content
     assert mended.stats["kept"] < 3
+
+
+def test_only_missing_pairs_of_an_earlier_build_are_downloaded_again(
+    store: LocalStore, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: dict[int, tuple[Answer, Answer]] = {number: (body(BEFORE), body(AFTER)) for number in range(5)}
+    answers[3] = (status(404), body(AFTER))
+    few = {number: answers[number] for number in range(4)}
+    fetch(store, served(server, tmp_path, few))
+    samples = stored(store)
+    with sample_writer(store, paths.pairs_tar(SHARD)) as tar:
+        for sample in samples:
+            for part, data in sample.parts.items() if "-1-" not in sample.key else ():
+                tar.add(sample.key, part, data)
+    server.requests.clear()
+    append = ResumableTar.append
+
+    def slow(tar: ResumableTar, row: dict[str, Any], members: Sequence[Member]) -> None:
+        # While pair 0 is written, the others become ready and form one batch.
+        time.sleep(0.2 if "-0-" in row["key"] else 0)
+        append(tar, row, members)
+
+    monkeypatch.setattr(ResumableTar, "append", slow)
+    # One connection has two slots for bodies. Pair 4 must not hold both while pair 1 is downloaded.
+    again = fetch(store, served(server, tmp_path, answers, concurrency=1))
+    assert set(server.requests) == {path for n in (1, 4) for path in (f"/{n}_o.jpg", f"/nb/images/{n}.png")}
+    assert (again.stats["ok"], again.stats["kept"], again.stats["fetched"]) == (4, 2, 4)
+    fresh = fetch(LocalStore(tmp_path / "fresh"), served(server, tmp_path, answers))
+    assert again.files[paths.pairs_tar(SHARD)] == fresh.files[paths.pairs_tar(SHARD)]
 
 
 def test_large_images_are_resized_if_configured(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 
 from bananagrams_assets.config import ConfigError, Profile
 from bananagrams_assets.graph import MANIFEST
+from bananagrams_assets.records.record import MANIFEST_COLUMNS
 from bananagrams_assets.records.sources import SourceError
 from bananagrams_assets.stages.manifest import ManifestError
 from bananagrams_assets.stages.stage import StageResult
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
-from bananagrams_assets.storage.tables import MANIFEST_COLUMNS, read_table
+from bananagrams_assets.storage.tables import read_table
 
 from ..photos import profile_of, record, write_manifest
 from ..servers import Server, body, cut_first, failing_first, status

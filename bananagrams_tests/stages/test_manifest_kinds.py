@@ -29,7 +29,8 @@ from .building import call
 CDN = "https://cdn.example.org/nb/"
 ORIGINAL = "https://farm8.staticflickr.com/2915/14573719235_6cfb811e3c_o.jpg"
 PHOTOS = Photos(SourceSettings())
-REMOTE = Source("https://example.org/multi-turn.jsonl", None, CDN, PHOTOS)
+ASSIGN_SHARD = shard_assigner(SplitsSettings())
+REMOTE = Source("https://example.org/multi-turn.jsonl", None, CDN, PHOTOS, ASSIGN_SHARD)
 
 
 def chain(number: int = 101, turns: int = 3, original: str = ORIGINAL, **changes: Any) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def chain(number: int = 101, turns: int = 3, original: str = ORIGINAL, **changes
 
 
 def parse(content: Any, source: Source = REMOTE) -> list[Record | Reject]:
-    return parse_line(json.dumps(content).encode(), 7, source, shard_assigner(SplitsSettings()))
+    return parse_line(json.dumps(content).encode(), 7, source)
 
 
 def records_of(content: Any, source: Source = REMOTE) -> list[Record]:
@@ -157,7 +158,7 @@ class TestChains:
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True)
             (tmp_path / name).write_bytes(b"picture")
-        source = Source("multi-turn.jsonl", tmp_path, CDN, PHOTOS)
+        source = Source("multi-turn.jsonl", tmp_path, CDN, PHOTOS, ASSIGN_SHARD)
         first, second = records_of(chain(turns=2, original=names[0]), source)
         assert (first.local_input, first.local_output) == (f"{tmp_path}/{names[0]}", f"{tmp_path}/{names[1]}")
         assert first.input_candidates == [f"local:{tmp_path}/{names[0]}"]
@@ -187,7 +188,7 @@ FILES = st.lists(
 
 @given(FILES | JSON, st.lists(st.text() | JSON, max_size=4) | JSON)
 def test_any_chain_gives_records_and_rejects(files: Any, prompts: Any) -> None:
-    for source in (REMOTE, Source("multi-turn.jsonl", Path("/nowhere"), CDN, PHOTOS)):
+    for source in (REMOTE, Source("multi-turn.jsonl", Path("/nowhere"), CDN, PHOTOS, ASSIGN_SHARD)):
         parsed = parse({"files": files, "metadata_edit_turn_prompts": prompts}, source)
         assert parsed
         turns = [item.turn for item in parsed if isinstance(item, Record)]

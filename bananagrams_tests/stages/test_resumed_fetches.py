@@ -18,10 +18,11 @@ import pytest
 from bananagrams_assets.config import Profile
 from bananagrams_assets.fetching.spool import Spool, image_name, images_in, open_spool, spool_folder
 from bananagrams_assets.graph import IMAGE_PAIRS, MANIFEST
+from bananagrams_assets.records.record import MANIFEST_COLUMNS
 from bananagrams_assets.storage import paths
 from bananagrams_assets.storage.local import LocalStore
 from bananagrams_assets.storage.store import Store, StoreError
-from bananagrams_assets.storage.tables import MANIFEST_COLUMNS, read_table, write_table
+from bananagrams_assets.storage.tables import read_table, write_table
 from bananagrams_assets.vision.images import encode_jpeg
 
 from ..photos import edited, make_photo, one_shard, png, quiet, record, write_manifest

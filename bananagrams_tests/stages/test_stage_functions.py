@@ -357,7 +357,7 @@ def test_the_page_shows_the_reason_of_a_broken_sample(tmp_path: Path) -> None:
     page = draw_shard(folder, tmp_path / "out", profile).read_text(encoding="utf-8")
     reasons = {row["key"]: row["reason"] for row in rows_of(page)}
     assert reasons["a"] == "no mask.png in this sample"
-    assert reasons["b"] == "the mask is 10 x 10, the photograph 192 x 144"
+    assert reasons["b"] == "the mask is 10 x 10, the photo 192 x 144"
     assert reasons["c"].startswith("meta.json cannot be read: ")
     assert {row["mask"] for row in rows_of(page)} == {"rejected"}
 

@@ -20,6 +20,9 @@ from bananagrams_assets.storage.hashed_files import write_file
 from bananagrams_assets.storage.open_store import open_store
 from bananagrams_assets.storage.store import Conflict, Store
 
+from ..photos import local_pairs, profile_of
+from .building import build_all
+
 SHARD = "dev-00000"
 
 
@@ -163,3 +166,15 @@ def test_a_run_fails_if_another_one_wrote_a_different_result(store: Store, profi
         build(store, profile, writer_after_other_run(store, profile, "new", "old"))
     assert store.read(f"image_pairs/{SHARD}.tar") == b"new"
     assert why_stale(store, profile, IMAGE_PAIRS, SHARD) == []
+
+
+@pytest.mark.parametrize("lost", ["manifest/train-00001.parquet", "receipts/manifest/train-00001.json"])
+def test_a_missing_part_makes_the_manifest_stale(tmp_path: Path, lost: str) -> None:
+    manifest = local_pairs(tmp_path, 3)
+    store, profile = open_store(str(tmp_path / "store")), profile_of(manifest)
+    build_all(store, profile, stages=(MANIFEST,))
+    assert why_stale(store, profile, MANIFEST, UNPARTITIONED) == []
+    store.delete(lost)
+    assert why_stale(store, profile, MANIFEST, UNPARTITIONED) == [f"{store.describe(lost)} is missing"]
+    assert list(build_all(store, profile, stages=(MANIFEST,))) == ["manifest/whole"]
+    assert store.exists(lost)
