@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from .servers import Server, serving
@@ -23,6 +24,10 @@ VARIABLES = (
 for variable in VARIABLES:
     os.environ.pop(variable, None)
 
+
+# The time that one example takes depends on the machine's load.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # A shell starts background jobs with SIGINT ignored, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -103,6 +103,7 @@ def build_dataset(profile: Profile, workers: int, report: Report, retry_failed: 
     With `retry_failed`, shards with retryable failures are fetched again too. Each shard is
     built in its own run, by one of `workers` processes. Raises RunFailed after all shards have ended.
     """
+    prepare_home(home_folder())
     store = open_store(default_store(profile))
     done = 0
     if reasons := why_stale(store, profile, MANIFEST, UNPARTITIONED):

@@ -8,7 +8,7 @@ import dagster as dg
 from ..config import Profile
 from ..fetching.client import FetchError
 from ..graph import CHAMPION, DATASET_STAGES, IMAGE_PAIRS, MASK_MODEL
-from ..learn.mask_model import TrainingFailed, TrainingRequest
+from ..learn.mask_model import TrainingCrashed, TrainingFailed, TrainingRequest
 from ..records.sources import SourceError
 from ..stages.build import UpstreamMissing, build_partition
 from ..stages.stage import UNPARTITIONED, Stage
@@ -146,9 +146,7 @@ def _mask_model(profile: Profile) -> dg.AssetsDefinition:
         rebuild = config.rebuild or bool(config.resume)
         try:
             return _materialize(context, store, profile, MASK_MODEL, rebuild, request=request)
-        except dg.Failure:
-            raise
-        except Exception as error:
+        except TrainingCrashed as error:
             # A retry policy would also restart a run that a person has terminated.
             raise dg.RetryRequested(
                 max_retries=profile.launcher.retries, seconds_to_wait=profile.launcher.retry_delay_s

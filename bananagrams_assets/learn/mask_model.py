@@ -43,11 +43,15 @@ class TrainingFailed(BananagramsError, RuntimeError):
     """A training failed in a way that a retry does not fix."""
 
 
+class TrainingCrashed(BananagramsError, RuntimeError):
+    """A training process ended without a result. A retry continues from its last checkpoint."""
+
+
 def train_mask_model(run: StageRun, request: TrainingRequest) -> StageResult:
     """Train the mask model, or continue an unfinished training of the same inputs.
 
     The MLflow run is marked as failed when the attempt fails. Raises TrainingFailed if a retry would fail
-    again, and otherwise what `request.launch` raises.
+    again, and TrainingCrashed if it may succeed.
     """
     from . import tracking
 
@@ -64,6 +68,8 @@ def train_mask_model(run: StageRun, request: TrainingRequest) -> StageResult:
             job_file.clear_unfinished(run.store)
         if reason or isinstance(error, LaunchError):
             raise TrainingFailed(reason or str(error)) from error
+        if isinstance(error, Exception):
+            raise TrainingCrashed(str(error)) from error
         raise
     finally:
         job_file.remove_job(run.store, job.mlflow_run_id)

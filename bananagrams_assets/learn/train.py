@@ -147,9 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
             status = "KILLED"
             log(str(error))
             return 128 + error.signal_number
-        except Exception as error:
-            if not type(error).__module__.startswith("bananagrams_assets"):
-                raise
+        except BananagramsError as error:
             # The launcher shows this message; a traceback would hide it.
             print(error, file=sys.stderr, flush=True)
             if not isinstance(error, StoreError):  # a retry may fix a StoreError, but no other error

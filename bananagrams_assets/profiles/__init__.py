@@ -80,7 +80,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def home_folder() -> Path:
     """Return the folder for caches and other local files: DAGSTER_HOME, else `.bananagrams`."""
     home = os.environ.get("DAGSTER_HOME")
-    return Path(home).expanduser() if home else Path(".bananagrams").absolute()
+    return Path(home or ".bananagrams").expanduser().absolute()
 
 
 def default_store(profile: Profile) -> str:

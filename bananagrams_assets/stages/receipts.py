@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import Profile, digest_of
+from ..config import RENAMED_SETTINGS, Profile, digest_of
 from ..storage import paths
 from ..storage.store import Conflict, FileInfo, MissingObject, Store
 from .stage import Stage, StageResult, settings_values
@@ -39,6 +39,7 @@ def read_receipt(store: Store, stage_name: str, partition: str) -> Receipt | Non
     except MissingObject:
         return None
     content["files"] = {name: FileInfo(**info) for name, info in content["files"].items()}
+    content["upstream"] = {RENAMED_SETTINGS.get(name, name): v for name, v in content["upstream"].items()}
     return Receipt(**content)
 
 

@@ -14,7 +14,7 @@ from bananagrams_assets.graph import MASK_MODEL, SPLIT_INDEX
 from bananagrams_assets.learn import tracking
 from bananagrams_assets.learn.job_file import UNFINISHED, read_job, write_failure
 from bananagrams_assets.learn.launch import LaunchError
-from bananagrams_assets.learn.mask_model import TrainingFailed, TrainingRequest
+from bananagrams_assets.learn.mask_model import TrainingCrashed, TrainingFailed, TrainingRequest
 from bananagrams_assets.profiles import load_profile
 from bananagrams_assets.progress import ignore_progress
 from bananagrams_assets.stages.build import Outcome, build_partition
@@ -101,7 +101,7 @@ def test_a_crashed_training_is_continued_from_its_last_checkpoint(
         crash(job, path)
 
     crashing = Training(store, crash_after_checkpoint)
-    with pytest.raises(RuntimeError, match="code -9"):
+    with pytest.raises(TrainingCrashed, match="code -9"):
         build(store, profile, crashing)
     assert read_receipt(store, "mask_model", UNPARTITIONED) is None
     assert run_status(store, crashing.jobs[0]) == "FAILED"
@@ -185,3 +185,22 @@ def test_the_training_reads_only_declared_settings_and_records_the_profile(
     assert read[0].document == profile.model_dump(mode="json")
     with pytest.raises(UndeclaredAccess, match="the training reads the setting fetch"):
         _ = read[0].profile.fetch
+
+
+def test_a_store_that_fails_during_a_training_is_no_reason_to_give_up(
+    store: LocalStore, profile: Profile
+) -> None:
+    with pytest.raises(TrainingCrashed, match=r"model\.json: no such file"):
+        build(store, profile, Training(store, lambda job, path: None))
+    assert store.exists(UNFINISHED)
+
+
+def test_a_tracking_server_that_refuses_a_run_ends_the_attempt_before_the_launch(
+    store: LocalStore, profile: Profile
+) -> None:
+    client = tracking.connect(tracking.default_tracking_uri(store.url))
+    client.delete_experiment(client.create_experiment(profile.mlflow.experiment))
+    training = Training(store, write_model(store))
+    with pytest.raises(tracking.TrackingError, match="was deleted"):
+        build(store, profile, training)
+    assert training.jobs == []

@@ -134,7 +134,7 @@ def test_mlflow_has_parameters_metrics_images_and_the_challenger(trained: Any) -
 
 def test_champion_predicts_the_same_in_another_process(trained: Any, tmp_path: Path) -> None:
     job, result, _ = trained
-    promotion = promote(job.tracking_uri, job.profile, result["version"])
+    promotion = promote(job.tracking_uri, profile(**LEARNS), result["version"])
     assert promotion.changed, promotion.reason
     image = np.random.default_rng(0).integers(90, 130, (HEIGHT, WIDTH, 3)).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "photo.png")

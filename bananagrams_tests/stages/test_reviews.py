@@ -118,3 +118,16 @@ def test_the_error_of_a_missing_review_file_names_it(tmp_path: Path) -> None:
     profile = with_reviews(one_shard("unused.jsonl"), "store:reviews/ann.json")
     with pytest.raises(SourceError, match=r"shards.reviews: .*reviews/ann.json: no such file"):
         bad_samples(LocalStore(tmp_path), profile.shards.reviews, SHARD)
+
+
+def test_a_receipt_of_an_earlier_version_with_reviews_is_current(
+    built: tuple[LocalStore, Profile], tmp_path: Path
+) -> None:
+    store, profile = built
+    key = min(outcomes(store))
+    reviewed = with_reviews(profile, write_labels(tmp_path / "ann.json", (key, SHARD, "bad", "")))
+    build_partition(store, reviewed, SHARDS, SHARD, ignore_progress)
+    name = paths.receipt("shards", SHARD)
+    store.write(name, store.read(name).replace(b'"shards.reviews"', b'"shards.verdicts"'))
+    assert b"shards.verdicts" in store.read(name)
+    assert why_stale(store, reviewed, SHARDS, SHARD) == []
