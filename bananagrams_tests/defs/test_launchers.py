@@ -172,7 +172,7 @@ def test_an_ecs_task_sends_its_messages_through_the_bucket(aws: Any, monkeypatch
 
 def test_the_ray_launcher_names_its_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dagster_ray", None)
-    with pytest.raises(LaunchError, match=r"pip install 'bananagrams\[ray\]'"):
+    with pytest.raises(LaunchError, match=r"pip install -e '\.\[ray\]'"):
         launch_training(profile(launcher__kind="ray"))
 
 
