@@ -228,9 +228,10 @@ def test_candidates_are_tried_in_order_and_the_successful_one_is_recorded(
     assert call(IMAGE_PAIRS, store, profile, SHARD).stats["ok"] == 3
 
 
-def test_the_journal_of_an_earlier_version_is_resumed(
+def interrupted_before_table(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[Profile, LocalStore]:
+    """Return profile and store of a run over four pairs that ended between tar and table."""
     profile, store = remote(server, tmp_path, 4), LocalStore(tmp_path / "store")
     call(MANIFEST, store, profile)
 
@@ -241,6 +242,13 @@ def test_the_journal_of_an_earlier_version_is_resumed(
         patch.setattr("bananagrams_assets.stages.image_pairs.write_table", interrupt)
         with pytest.raises(KeyboardInterrupt):
             call(IMAGE_PAIRS, store, profile, SHARD)
+    return profile, store
+
+
+def test_the_journal_of_an_earlier_version_is_resumed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, store = interrupted_before_table(server, tmp_path, monkeypatch)
     (journal,) = spool_folder(store.url, SHARD).glob("*journal*")
     text = journal.read_text().replace('"retryable"', '"may_pass"').replace('"candidates"', '"origins"')
     journal.write_text(text)
@@ -336,16 +344,7 @@ def test_a_damaged_tar_is_resumed_up_to_the_damage(server: Server, tmp_path: Pat
 def test_a_run_killed_between_tar_and_table_downloads_nothing_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile, store = remote(server, tmp_path, 4), LocalStore(tmp_path / "store")
-    call(MANIFEST, store, profile)
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("bananagrams_assets.stages.image_pairs.write_table", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            call(IMAGE_PAIRS, store, profile, SHARD)
+    profile, store = interrupted_before_table(server, tmp_path, monkeypatch)
     tar = store.read(paths.pairs_tar(SHARD))
     records = read_table(store, paths.manifest_table(SHARD))
     write_table(store, paths.manifest_table(SHARD), MANIFEST_COLUMNS, records[:2])
